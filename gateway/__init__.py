@@ -1,0 +1,1 @@
+"""The data plane: check the token, forward the call, stream it back, count it."""
