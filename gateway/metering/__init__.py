@@ -1,0 +1,1 @@
+"""What a call used: meters, allowances, and the record that survives a crash."""

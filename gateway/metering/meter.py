@@ -1,0 +1,303 @@
+"""Meters: the bytes of an answer go in, a `Usage` comes out.
+
+A meter reads a copy of what the vendor sends, as it comes. It never raises and never keeps more
+than its bounds: what it can't read, it doesn't count, and says so in a flag. `open_meter` picks
+the meter by what really came, not by what was asked for: a `stream: true` may be answered in one
+piece.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from enum import StrEnum
+from types import MappingProxyType
+from typing import Final, Protocol
+
+import msgspec
+
+from gateway.metering.anthropic_messages import AnthropicMessages
+from gateway.metering.decoding import DECODERS, DecodedTooLarge, Decoder, DecodingStopped
+from gateway.metering.gemini_generate import GeminiGenerate
+from gateway.metering.json_parts import object_in_tail, objects_in_head
+from gateway.metering.openai_chat import OpenAIChat
+from gateway.metering.sse import SseEvent, SseParser
+from gateway.metering.usage import Flag, Usage
+from gateway.metering.usage_reader import UsageReader
+
+HEAD_BYTES_MAX: Final = 64 * 1024  # of an answer in one piece: the model's name is here
+TAIL_BYTES_MAX: Final = 256 * 1024  # and the usage here
+
+_STATUS_ERROR_MIN: Final = 400
+_EDGE_BYTES: Final = 64  # an answer's first and last bracket have at most some space around them
+
+
+class MeterFormat(StrEnum):
+    """Whose usage an endpoint reports, and how."""
+
+    OPENAI_CHAT = "openai.chat"
+    ANTHROPIC_MESSAGES = "anthropic.messages"
+    GEMINI_GENERATE = "gemini.generate"
+    NONE = "none"  # generates nothing: model lists, token counting
+
+
+READERS: Final[Mapping[str, Callable[[], UsageReader]]] = MappingProxyType(
+    {
+        MeterFormat.OPENAI_CHAT: OpenAIChat,
+        MeterFormat.ANTHROPIC_MESSAGES: AnthropicMessages,
+        MeterFormat.GEMINI_GENERATE: GeminiGenerate,
+    }
+)
+
+
+class Meter(Protocol):
+    """Reads one answer.
+
+    `saw_end`: the format's own end was seen, or this meter can't tell; False at the end of a
+    stream means that the vendor broke it off. `stream_error`: the vendor told of an error inside
+    an answer that began well.
+    """
+
+    @property
+    def saw_end(self) -> bool:
+        """Whether the format's own end was seen, or can't be told."""
+        ...
+
+    @property
+    def stream_error(self) -> bool:
+        """Whether the vendor told of an error inside the answer."""
+        ...
+
+    def feed(self, chunk: bytes) -> None:
+        """Take in bytes of the body, in order, cut anywhere. Never raises."""
+        ...
+
+    def finish(self, *, complete: bool) -> Usage:
+        """Return the usage, once; `complete` is False where the answer was cut. Never raises."""
+        ...
+
+
+class NullMeter:
+    """Meters nothing: answers that report no usage, and errors."""
+
+    saw_end = True
+    stream_error = False
+
+    def __init__(self, *flags: Flag) -> None:
+        """Take `flags` that say why nothing is metered, where that is not as it should be."""
+        self._flags = tuple(flag.value for flag in flags)
+
+    def feed(self, chunk: bytes) -> None:
+        """Do nothing."""
+
+    def finish(self, *, complete: bool) -> Usage:  # noqa: ARG002 - as Meter
+        """Return that nothing was said."""
+        return Usage(flags=self._flags)
+
+
+class StreamMeter:
+    """Meters a stream of server-sent events."""
+
+    def __init__(self, reader: UsageReader) -> None:
+        """`reader` knows the events."""
+        self._reader = reader
+        self._parser = SseParser(reader.wants)
+        self._failed = False
+
+    @property
+    def saw_end(self) -> bool:
+        """Whether the format's own end was seen."""
+        return self._reader.saw_end or self._failed
+
+    @property
+    def stream_error(self) -> bool:
+        """Whether the vendor told of an error inside the stream."""
+        return self._reader.stream_error
+
+    def feed(self, chunk: bytes) -> None:
+        """Take in bytes of the stream."""
+        if self._failed:
+            return
+        try:
+            for event in self._parser.feed(chunk):
+                self._reader.read_event(event)
+        except Exception:  # noqa: BLE001 - a defect of a meter must not cost anyone the answer
+            self._failed = True
+
+    def finish(self, *, complete: bool) -> Usage:
+        """Return the usage of the stream."""
+        try:
+            for event in self._parser.finish():
+                if _is_whole(event):
+                    self._reader.read_event(event)
+            if self._parser.skipped:
+                self._reader.flags.raise_(Flag.EVENT_TOO_LARGE)
+            if self._failed:
+                self._reader.flags.raise_(Flag.METER_FAILED)
+            return self._reader.usage(complete=complete)
+        except Exception:  # noqa: BLE001 - as in feed
+            return Usage(flags=(Flag.METER_FAILED.value,))
+
+
+class WholeMeter:
+    """Meters an answer in one piece, of any size: keeps its head and its tail."""
+
+    def __init__(self, reader: UsageReader) -> None:
+        """`reader` knows the answer."""
+        self._reader = reader
+        self._head = bytearray()
+        self._tail = bytearray()
+        self._left_out = False  # bytes between head and tail
+
+    @property
+    def saw_end(self) -> bool:
+        """Whether the JSON is closed, as far as its first and last bytes tell."""
+        end = bytes((self._tail or self._head)[-_EDGE_BYTES:]).rstrip()
+        start = bytes(self._head[:_EDGE_BYTES]).lstrip()
+        return end.endswith(b"]" if start.startswith(b"[") else b"}")
+
+    @property
+    def stream_error(self) -> bool:
+        """Whether the answer is an error; known once it is finished."""
+        return self._reader.stream_error
+
+    def feed(self, chunk: bytes) -> None:
+        """Take in bytes of the answer."""
+        room = HEAD_BYTES_MAX - len(self._head)
+        if room > 0:
+            self._head += chunk[:room]
+            chunk = chunk[room:]
+        if chunk:
+            self._tail += chunk[-TAIL_BYTES_MAX:]
+            excess = len(self._tail) - TAIL_BYTES_MAX
+            if excess > 0 or len(chunk) > TAIL_BYTES_MAX:
+                self._left_out = True
+                del self._tail[: max(0, excess)]
+
+    def finish(self, *, complete: bool) -> Usage:
+        """Return the usage of the answer."""
+        try:
+            self._read(complete=complete)
+            return self._reader.usage(complete=complete)
+        except Exception:  # noqa: BLE001 - as in StreamMeter.feed
+            return Usage(flags=(Flag.METER_FAILED.value,))
+
+    def _read(self, *, complete: bool) -> None:
+        kept = bytes(self._head + self._tail)
+        if not self._left_out and complete and self._reads_whole(kept):
+            return
+        for document in objects_in_head(bytes(self._head) if self._left_out else kept):
+            self._reader.read_object(document)
+        if not self._left_out:
+            return
+        tail = bytes(self._tail)
+        members = object_in_tail(tail, self._reader.usage_member)
+        if members is not None:
+            self._reader.read_object(members)
+            self._find_finish(tail)
+
+    def _reads_whole(self, kept: bytes) -> bool:
+        """Read an answer that was kept whole; return False where it is not JSON."""
+        try:
+            if kept.lstrip()[:1] == b"[":
+                documents = [bytes(raw) for raw in _OBJECTS.decode(kept)]
+            else:
+                documents = [kept] if kept.strip() else []
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+            return False
+        for document in documents:
+            self._reader.read_object(document)
+        return True
+
+    def _find_finish(self, tail: bytes) -> None:
+        if self._reader.finish_reason is None:
+            found = self._reader.finish_pattern.findall(tail)
+            if found:
+                self._reader.finish_reason = found[-1].decode()
+
+
+class DecodingMeter:
+    """Opens a content encoding for the meter behind it. Stops for good at what it can't open."""
+
+    def __init__(self, meter: StreamMeter | WholeMeter, decoder: Decoder) -> None:
+        """`meter` gets the decoded copy."""
+        self._meter = meter
+        self._decoder = decoder
+        self._stopped_by: Flag | None = None
+
+    @property
+    def saw_end(self) -> bool:
+        """Whether the format's own end was seen, or can't be told."""
+        return self._meter.saw_end or self._stopped_by is not None
+
+    @property
+    def stream_error(self) -> bool:
+        """Whether the vendor told of an error inside the answer."""
+        return self._meter.stream_error
+
+    def feed(self, chunk: bytes) -> None:
+        """Take in bytes as they came."""
+        if self._stopped_by is not None:
+            return
+        try:
+            decoded = self._decoder.feed(chunk)
+        except DecodedTooLarge:
+            self._stopped_by = Flag.DECODED_TOO_LARGE
+        except DecodingStopped:
+            self._stopped_by = Flag.UNDECODABLE
+        except Exception:  # noqa: BLE001 - as in StreamMeter.feed
+            self._stopped_by = Flag.METER_FAILED
+        else:
+            if decoded:
+                self._meter.feed(decoded)
+
+    def finish(self, *, complete: bool) -> Usage:
+        """Return the usage of what could be opened."""
+        usage = self._meter.finish(complete=complete and self._stopped_by is None)
+        if self._stopped_by is None:
+            return usage
+        return replace(usage, flags=(*usage.flags, self._stopped_by.value))
+
+
+_OBJECTS: Final = msgspec.json.Decoder(list[msgspec.Raw])
+
+
+def _is_whole(event: SseEvent) -> bool:
+    """Return whether an event that the stream's end completed was not cut itself."""
+    try:
+        msgspec.json.decode(event.data)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return event.data.strip() == b"[DONE]"
+    return True
+
+
+def open_meter(
+    endpoint_meter: str,
+    *,
+    stream: bool,
+    status: int,
+    content_type: bytes,
+    content_encoding: bytes,
+) -> Meter:
+    """Return the meter for an answer, from the endpoint's `MeterFormat` and the answer's head.
+
+    `stream` is what the client asked for; it decides only where the content type tells neither
+    events nor JSON. An error reports no usage. Raises KeyError for an unknown `endpoint_meter`.
+    """
+    if endpoint_meter == MeterFormat.NONE or status >= _STATUS_ERROR_MIN:
+        return NullMeter()
+    reader = READERS[endpoint_meter]()
+    is_stream = _is_events(content_type, stream=stream)
+    meter = StreamMeter(reader) if is_stream else WholeMeter(reader)
+    encoding = content_encoding.strip().lower()
+    if encoding in (b"", b"identity"):
+        return meter
+    decoder = DECODERS.get(encoding)
+    return DecodingMeter(meter, decoder()) if decoder else NullMeter(Flag.UNDECODABLE)
+
+
+def _is_events(content_type: bytes, *, stream: bool) -> bool:
+    media_type = content_type.partition(b";")[0].strip().lower()
+    if media_type == b"text/event-stream":
+        return True
+    if media_type == b"application/json" or media_type.endswith(b"+json"):
+        return False
+    return stream
