@@ -1,0 +1,343 @@
+"""HTTP/1.1 towards vendors: pooled warm connections, one request at a time on each.
+
+A connection feeds what it reads to a `Reply`, the caller's object, by plain calls: no queue, no
+task and no copy lie between a read from the vendor and the write to the client. Laxness of the
+parser (llhttp) that matters here, and what we do: it sets no bound on headers (we do), it passes
+1xx answers as messages (skipped, bounded), it leaves an answer without length or chunks open until
+the connection ends (`read_eof` decides whether that end was the answer's).
+"""
+
+import asyncio
+import ssl
+from collections import deque
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Final, Protocol, cast
+
+import httptools
+
+from gateway.errors import VendorTimeout, VendorUnreachable
+from gateway.limits import (
+    CONNECT_SECONDS_MAX,
+    RESPONSE_HEAD_BYTES_MAX,
+    RESPONSE_HEADERS_MAX,
+    WRITE_BUFFER_BYTES_MAX,
+)
+
+Headers = list[tuple[bytes, bytes]]
+
+IDLE_CONNECTIONS_MAX: Final = 256  # kept warm for one origin
+IDLE_CONNECTION_SECONDS_MAX: Final = 55.0  # vendors close at 60 and later
+INTERIM_RESPONSES_MAX: Final = 8  # 1xx answers before the real one
+
+_NO_BODY: Final = (204, 304)
+_INTERIM_END: Final = 200
+_SWITCHING_PROTOCOLS: Final = 101
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Origin:
+    """Where connections go: what two targets must share to share a connection."""
+
+    scheme: str
+    host: str
+    port: int
+    allow_private: bool
+
+
+class Reply(Protocol):
+    """What a connection tells about the answer to its request, in this order."""
+
+    def on_head(self, status: int, reason: bytes, headers: Headers) -> None:
+        """The answer's head came."""
+
+    def on_data(self, data: bytes) -> None:
+        """A piece of the body came, its framing removed."""
+
+    def on_end(self) -> None:
+        """The body is whole; the connection may serve another request."""
+
+    def on_read_done(self) -> None:
+        """One read was handed over in full: the moment to write on."""
+
+    def on_broken(self, *, any_byte: bool) -> None:
+        """The connection died, or what came is not HTTP; `any_byte` of an answer had come."""
+
+    def on_drained(self) -> None:
+        """The vendor takes more of the request."""
+
+
+class Dial(Protocol):
+    """Opens a transport to an origin for a protocol; refuses addresses the operator forbids."""
+
+    async def __call__(
+        self, origin: Origin, protocol: Callable[[], "UpstreamConnection"]
+    ) -> "UpstreamConnection":
+        """Return the connected protocol. Raises OSError."""
+
+
+class UpstreamConnection(asyncio.Protocol):
+    """One connection to a vendor."""
+
+    def __init__(self, release: Callable[["UpstreamConnection"], None]) -> None:
+        """`release` takes the connection back into its pool."""
+        self._release = release
+        self.transport: asyncio.Transport | None = None
+        self.reused = False
+        self.idle_since = 0.0
+        self._reply: Reply | None = None
+        self._any_byte = False
+        self._reset()
+
+    def _reset(self) -> None:
+        self._parser = httptools.HttpResponseParser(self)
+        self._reason = b""
+        self._headers: Headers = []
+        self._head_bytes = 0
+        self._keep_alive = False
+        self._delimited = False
+        self._head_done = False
+        self._interim = 0
+        self._ended = False
+
+    @property
+    def is_open(self) -> bool:
+        """Whether a request could be sent."""
+        return self.transport is not None and not self.transport.is_closing()
+
+    def send(self, reply: Reply, data: bytes, body: bytes) -> None:
+        """Write a request in one go; `reply` hears of the answer from now on."""
+        assert self._reply is None
+        self._reply = reply
+        self._any_byte = False
+        transport = cast("asyncio.Transport", self.transport)
+        transport.writelines((data, body) if body else (data,))
+
+    def pause(self) -> None:
+        """Stop reading from the vendor: the client is behind."""
+        if self.is_open:
+            cast("asyncio.Transport", self.transport).pause_reading()
+
+    def resume(self) -> None:
+        """Read on."""
+        if self.is_open:
+            cast("asyncio.Transport", self.transport).resume_reading()
+
+    def abort(self) -> None:
+        """Give the request up: closes at once, nothing more is told to the reply."""
+        self._reply = None
+        if self.transport is not None:
+            self.transport.abort()
+
+    # asyncio.Protocol
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Take the transport."""
+        self.transport = cast("asyncio.Transport", transport)
+        self.transport.set_write_buffer_limits(high=WRITE_BUFFER_BYTES_MAX)
+
+    def data_received(self, data: bytes) -> None:
+        """Parse one read and hand it on."""
+        reply = self._reply
+        if reply is None:  # an answer that nobody asked for
+            self.abort()
+            return
+        self._any_byte = True
+        if not self._head_done:
+            self._head_bytes += len(data)
+        try:
+            self._parser.feed_data(data)
+        except (httptools.HttpParserError, httptools.HttpParserUpgrade, _HeadTooLarge):
+            self._break()
+            return
+        if self._reply is None:  # given up while it was told
+            return
+        if not self._head_done and self._head_bytes > RESPONSE_HEAD_BYTES_MAX:
+            self._break()
+            return
+        if self._ended:
+            self._finish(reply)
+        else:
+            reply.on_read_done()
+
+    def eof_received(self) -> bool:
+        """Close: half-open connections serve nobody."""
+        return False
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Tell the reply, unless the end of the connection is the end of the answer."""
+        self.transport = None
+        reply = self._reply
+        if reply is None:
+            return
+        if exc is None and self._head_done and not self._delimited:
+            self._keep_alive = False
+            self._finish(reply)
+        else:
+            self._reply = None
+            reply.on_broken(any_byte=self._any_byte)
+
+    def resume_writing(self) -> None:
+        """The vendor took what was waiting."""
+        if self._reply is not None:
+            self._reply.on_drained()
+
+    def _break(self) -> None:
+        reply, self._reply = self._reply, None
+        if self.transport is not None:
+            self.transport.abort()
+        if reply is not None:
+            reply.on_broken(any_byte=True)
+
+    def _finish(self, reply: Reply) -> None:
+        self._reply = None
+        keep = self._keep_alive and self._delimited and self.is_open
+        reply.on_end()
+        reply.on_read_done()
+        if keep:
+            self._reset()
+            self.reused = True
+            self._release(self)
+        elif self.transport is not None:
+            self.transport.abort()
+
+    # httptools callbacks
+
+    def on_status(self, status: bytes) -> None:
+        """Keep the reason phrase."""
+        self._reason += status
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Keep a header; bounded."""
+        if len(self._headers) >= RESPONSE_HEADERS_MAX:
+            raise _HeadTooLarge
+        self._headers.append((name, value))
+
+    def on_headers_complete(self) -> None:
+        """Tell the head, or skip an interim answer."""
+        status = self._parser.get_status_code()
+        headers, self._headers = self._headers, []
+        if status < _INTERIM_END:
+            self._interim += 1
+            if status == _SWITCHING_PROTOCOLS or self._interim > INTERIM_RESPONSES_MAX:
+                raise _HeadTooLarge
+            self._reason = b""
+            return
+        self._keep_alive = self._parser.should_keep_alive()
+        self._delimited = status in _NO_BODY or any(
+            name.lower() in (b"content-length", b"transfer-encoding") for name, _ in headers
+        )
+        self._head_done = True
+        if self._reply is not None:
+            self._reply.on_head(status, self._reason, headers)
+
+    def on_body(self, data: bytes) -> None:
+        """Hand a piece of the body on."""
+        if self._reply is not None:
+            self._reply.on_data(data)
+
+    def on_message_complete(self) -> None:
+        """Note the end; it is told when the read is done."""
+        if self._head_done:
+            self._ended = True
+
+
+class _HeadTooLarge(Exception):
+    """The answer's head is over its limits."""
+
+
+class UpstreamPool:
+    """Warm connections by origin: the one used last is used first."""
+
+    def __init__(self, dial: Dial, *, now: Callable[[], float]) -> None:
+        """`dial` opens connections; `now` gives seconds on the loop's clock."""
+        self._dial = dial
+        self._now = now
+        self._idle: dict[Origin, deque[UpstreamConnection]] = {}
+
+    def take_idle(self, origin: Origin) -> UpstreamConnection | None:
+        """Return a warm connection, or None."""
+        idle = self._idle.get(origin)
+        oldest = self._now() - IDLE_CONNECTION_SECONDS_MAX
+        while idle:
+            connection = idle.pop()
+            if not connection.is_open:
+                continue
+            if connection.idle_since < oldest:
+                connection.abort()
+                continue
+            return connection
+        return None
+
+    async def connect(self, origin: Origin) -> UpstreamConnection:
+        """Open a new connection. Raises VendorUnreachable, VendorTimeout."""
+
+        def release(connection: UpstreamConnection) -> None:
+            self._put_back(origin, connection)
+
+        try:
+            async with asyncio.timeout(CONNECT_SECONDS_MAX):
+                return await self._dial(origin, lambda: UpstreamConnection(release))
+        except TimeoutError as error:
+            raise VendorTimeout from error
+        except OSError as error:
+            raise VendorUnreachable from error
+
+    def _put_back(self, origin: Origin, connection: UpstreamConnection) -> None:
+        idle = self._idle.setdefault(origin, deque())
+        connection.idle_since = self._now()
+        idle.append(connection)
+        if len(idle) > IDLE_CONNECTIONS_MAX:
+            idle.popleft().abort()
+
+    def sweep(self) -> None:
+        """Close connections that were idle for too long; call every few seconds."""
+        oldest = self._now() - IDLE_CONNECTION_SECONDS_MAX
+        for idle in self._idle.values():
+            while idle and (idle[0].idle_since < oldest or not idle[0].is_open):
+                idle.popleft().abort()
+
+    def close(self) -> None:
+        """Close every idle connection."""
+        for idle in self._idle.values():
+            while idle:
+                idle.pop().abort()
+
+
+def make_dial(
+    resolve: Callable[[Origin], Awaitable[list[str]]],
+    check_peer: Callable[[Origin, str], None],
+    tls: ssl.SSLContext,
+) -> Dial:
+    """Return a Dial over the running loop.
+
+    `resolve` gives the addresses that an origin may have, `check_peer` raises OSError for a
+    connected peer that it may not: the answer of a resolver can change between the two.
+    """
+
+    async def dial(
+        origin: Origin, protocol: Callable[[], UpstreamConnection]
+    ) -> UpstreamConnection:
+        loop = asyncio.get_running_loop()
+        last: OSError = OSError(f"{origin.host} has no address that the gateway may connect to")
+        for address in await resolve(origin):
+            try:
+                transport, connection = await loop.create_connection(
+                    protocol,
+                    address,
+                    origin.port,
+                    ssl=tls if origin.scheme == "https" else None,
+                    server_hostname=origin.host if origin.scheme == "https" else None,
+                )
+            except OSError as error:
+                last = error
+                continue
+            try:
+                check_peer(origin, transport.get_extra_info("peername")[0])
+            except OSError:
+                transport.abort()
+                raise
+            return connection
+        raise last
+
+    return dial
