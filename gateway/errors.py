@@ -5,6 +5,7 @@ caller's wire format. `message` is safe to show to a caller; causes are chained 
 """
 
 from collections.abc import Mapping
+from math import ceil
 
 
 class GatewayError(Exception):
@@ -69,6 +70,18 @@ class TwoTokens(GatewayError):
     message = "This request carries two different gateway tokens. Send one."
 
 
+class TooManyFailedLookups(GatewayError):
+    status = 429
+    reason = "rate_window"
+    message = (
+        "Too many unknown gateway tokens came from this address. Check the tokens in use there, "
+        "then try again."
+    )
+
+    def __init__(self, *, wait_seconds: float) -> None:
+        super().__init__(headers={"retry-after": str(ceil(wait_seconds))})
+
+
 class ScopeNotAllowed(GatewayError):
     status = 403
     reason = "model_not_allowed"
@@ -106,6 +119,11 @@ class RequestInvalid(GatewayError):
     reason = "body_invalid"
     retry = False
     message = "The request is not valid HTTP/1.1."
+
+
+class VersionNotSupported(RequestInvalid):
+    status = 505
+    message = "This is HTTP/1.1 only."
 
 
 class HeadTooLarge(RequestInvalid):
