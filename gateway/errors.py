@@ -34,6 +34,7 @@ class GatewayError(Exception):
         super().__init__(self.message)
         self.headers: Mapping[str, str] = headers or {}
         self.param = param
+        self.limit_kind: str | None = None  # of a limit that is reached: whose it is
 
 
 class TokenMissing(GatewayError):

@@ -1,0 +1,62 @@
+"""Who is calling: what a live token says about its bearer."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from fnmatch import translate
+from typing import Final
+
+CALLS_SCOPE: Final = "calls"
+
+Subject = tuple[str, str]  # kind and id: ("token", "0193…"), as in the change log
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Caller:
+    """The bearer of a live token. Holds nothing that opens anything.
+
+    `expires_at` is Unix seconds of database time: of the token and its parent, the earlier.
+    `limits` are all allowances that apply, sorted; none: the caller calls as often as it likes.
+    """
+
+    token_id: str
+    parent_id: str | None
+    org_id: str
+    workspace_id: str
+    user_id: str
+    scopes: frozenset[str]
+    models: tuple[str, ...] | None  # names or globs; None: any
+    parent_models: tuple[str, ...] | None = None  # those of the parent, which hold as well
+    expires_at: float
+    limits: tuple[Subject, ...]
+    _patterns: tuple[re.Pattern[str], ...] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        lists = [globs for globs in (self.models, self.parent_models) if globs is not None]
+        object.__setattr__(self, "_patterns", tuple(map(_pattern, lists)))
+
+    @property
+    def subjects(self) -> tuple[Subject, ...]:
+        """Everything whose change is a change of this caller."""
+        own = (
+            ("token", self.token_id),
+            ("user", self.user_id),
+            ("workspace", self.workspace_id),
+            ("org", self.org_id),
+        )
+        return own if self.parent_id is None else (*own, ("token", self.parent_id))
+
+    def may_call(self) -> bool:
+        """Return whether this token is for making calls."""
+        return CALLS_SCOPE in self.scopes
+
+    def may_use(self, model: str) -> bool:
+        """Return whether this token may use the model of this name; upper and lower case differ."""
+        return all(pattern.match(model) for pattern in self._patterns)
+
+
+def _pattern(globs: Sequence[str]) -> re.Pattern[str]:
+    """Return what matches any of these; a name with brackets in it is also itself."""
+    if not globs:
+        return re.compile(r"(?!)")  # an empty list allows nothing
+    return re.compile("|".join([*map(translate, globs), *(rf"{re.escape(g)}\Z" for g in globs)]))
