@@ -73,7 +73,7 @@ class AnthropicMessages(UsageReader):
             return
         match value(answer.type):
             case "message_start" if answer.message is not None:
-                self.saw_end = self.final = False
+                self.saw_end = self.final = self.is_over = False
                 self._read_message(answer.message)
             case "message_delta":
                 if answer.delta is not None:
@@ -82,6 +82,7 @@ class AnthropicMessages(UsageReader):
                 self.final = self.finish_reason is not None
             case "message_stop":
                 self.saw_end = True
+                self.is_over = True
             case "error":
                 self.tell_error()
 

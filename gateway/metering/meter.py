@@ -53,8 +53,15 @@ class Meter(Protocol):
 
     `saw_end`: the format's own end was seen, or this meter can't tell; False at the end of a
     stream means that the vendor broke it off. `stream_error`: the vendor told of an error inside
-    an answer that began well.
+    an answer that began well. `is_over`: the mark was seen with which the format ends a stream
+    (`[DONE]`, `message_stop`) and nothing after it: a client has the whole answer then, whatever
+    becomes of the connection. `usage_so_far` is what the usage would be.
     """
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the mark that ends a stream was seen."""
+        ...
 
     @property
     def saw_end(self) -> bool:
@@ -70,6 +77,10 @@ class Meter(Protocol):
         """Take in bytes of the body, in order, cut anywhere. Never raises."""
         ...
 
+    def usage_so_far(self) -> Usage:
+        """Return the usage as it is once `is_over`; more may come. Never raises."""
+        ...
+
     def finish(self, *, complete: bool) -> Usage:
         """Return the usage, once; `complete` is False where the answer was cut. Never raises."""
         ...
@@ -78,6 +89,7 @@ class Meter(Protocol):
 class NullMeter:
     """Meters nothing: answers that report no usage, and errors."""
 
+    is_over = False
     saw_end = True
     stream_error = False
 
@@ -87,6 +99,10 @@ class NullMeter:
 
     def feed(self, chunk: bytes) -> None:
         """Do nothing."""
+
+    def usage_so_far(self) -> Usage:
+        """Return that nothing was said."""
+        return Usage(flags=self._flags)
 
     def finish(self, *, complete: bool) -> Usage:  # noqa: ARG002 - as Meter
         """Return that nothing was said."""
@@ -101,6 +117,11 @@ class StreamMeter:
         self._reader = reader
         self._parser = SseParser(reader.wants)
         self._failed = False
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the mark that ends the stream was seen."""
+        return self._reader.is_over
 
     @property
     def saw_end(self) -> bool:
@@ -122,6 +143,13 @@ class StreamMeter:
         except Exception:  # noqa: BLE001 - a defect of a meter must not cost anyone the answer
             self._failed = True
 
+    def usage_so_far(self) -> Usage:
+        """Return the usage of what came."""
+        try:
+            return self._reader.usage(complete=True)
+        except Exception:  # noqa: BLE001 - as in feed
+            return Usage(flags=(Flag.METER_FAILED.value,))
+
     def finish(self, *, complete: bool) -> Usage:
         """Return the usage of the stream."""
         try:
@@ -139,6 +167,8 @@ class StreamMeter:
 
 class WholeMeter:
     """Meters an answer in one piece, of any size: keeps its head and its tail."""
+
+    is_over = False  # only the framing tells
 
     def __init__(self, reader: UsageReader) -> None:
         """`reader` knows the answer."""
@@ -171,6 +201,10 @@ class WholeMeter:
             if excess > 0 or len(chunk) > TAIL_BYTES_MAX:
                 self._left_out = True
                 del self._tail[: max(0, excess)]
+
+    def usage_so_far(self) -> Usage:
+        """Return nothing: only the framing tells where this answer ends."""
+        return Usage()
 
     def finish(self, *, complete: bool) -> Usage:
         """Return the usage of the answer."""
@@ -224,6 +258,11 @@ class DecodingMeter:
         self._stopped_by: Flag | None = None
 
     @property
+    def is_over(self) -> bool:
+        """Whether the mark that ends a stream was seen."""
+        return self._meter.is_over
+
+    @property
     def saw_end(self) -> bool:
         """Whether the format's own end was seen, or can't be told."""
         return self._meter.saw_end or self._stopped_by is not None
@@ -248,6 +287,10 @@ class DecodingMeter:
         else:
             if decoded:
                 self._meter.feed(decoded)
+
+    def usage_so_far(self) -> Usage:
+        """Return the usage of what was opened."""
+        return self._meter.usage_so_far()
 
     def finish(self, *, complete: bool) -> Usage:
         """Return the usage of what could be opened."""

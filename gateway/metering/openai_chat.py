@@ -78,6 +78,7 @@ class OpenAIChat(UsageReader):
         if event.data.strip() == _DONE:
             self.saw_end = True
             self.final = True
+            self.is_over = True
             return
         if event.name == b"error":
             self.tell_error()

@@ -35,7 +35,8 @@ class UsageReader:
     """Reads one answer. Subclasses fill in `wants`, `read_object`, `raw_usage` and `meters`.
 
     `saw_end`: the format's own end was seen. `stream_error`: the vendor told of an error inside
-    the answer. `final`: the vendor's last word on usage was seen.
+    the answer. `final`: the vendor's last word on usage was seen. `is_over`: the mark was seen
+    after which a stream has nothing more.
     """
 
     usage_member: ClassVar[bytes]  # the top-level member that holds the usage, in an answer
@@ -44,6 +45,7 @@ class UsageReader:
     def __init__(self) -> None:
         self.flags = Flags()
         self.saw_end = False
+        self.is_over = False
         self.stream_error = False
         self.final = False
         self.model: str | None = None

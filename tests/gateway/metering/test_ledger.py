@@ -1,0 +1,387 @@
+import asyncio
+import json
+import random
+import uuid
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import asyncpg
+import pytest
+
+from gateway.ids import IdMaker
+from gateway.metering.journal import Journal
+from gateway.metering.journal_recovery import Findings, orphans
+from gateway.metering.ledger import Ledger, LedgerAway, LedgerEvents
+
+ORG, WORKSPACE, USER, TOKEN = (str(uuid.UUID(int=n)) for n in range(1, 5))
+SUMS = (
+    "input_tokens",
+    "cache_read_tokens",
+    "cache_write_tokens",
+    "output_tokens",
+    "reasoning_tokens",
+    "seconds",
+)
+
+ids = IdMaker(lambda: datetime.now(UTC).timestamp())
+
+
+def make_row(**members: Any) -> bytes:
+    time = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+    call_id = members.get("id", ids.new())
+    row = {
+        "id": call_id,
+        "call_id": call_id,
+        "attempt": 1,
+        "time": time,
+        "ended_at": time,
+        "month": time[:7],
+        "org_id": ORG,
+        "workspace_id": WORKSPACE,
+        "user_id": USER,
+        "token_id": TOKEN,
+        "vendor": "openai",
+        "endpoint": "openai.chat",
+        "client_format": "openai",
+        "model_requested": "gpt-x",
+        "stream": True,
+        "status": "complete",
+        "http_status": 200,
+        "counted": True,
+        "usage_source": "vendor",
+        "flags": [],
+    }
+    return json.dumps({**row, **members}).encode()
+
+
+async def check_books(owner: asyncpg.Connection) -> None:
+    """Ordinals without gaps; sums equal to those of the events that no correction replaces."""
+    ordinals = [r["ordinal"] for r in await owner.fetch("SELECT ordinal FROM usage_events")]
+    last = await owner.fetchval("SELECT last FROM ledger_head")
+    assert sorted(ordinals) == list(range(1, last + 1))
+    names = ", ".join(f"sum({name}) AS {name}" for name in SUMS)
+    keys = "month, hour, org_id, token_id, vendor, model_requested, model_served"
+    valid = """
+        FROM (SELECT *, date_trunc('hour', time, 'UTC') AS hour FROM usage_events) AS e
+        WHERE NOT EXISTS (SELECT FROM usage_events AS c WHERE c.corrects = e.id)
+    """
+    events = await owner.fetch(
+        f"""SELECT {keys}, count(*) AS calls, sum(counted::int) AS counted, {names} {valid}
+            GROUP BY {keys} ORDER BY {keys}"""
+    )
+    hourly = await owner.fetch(
+        f"""SELECT {keys}, sum(calls) AS calls, sum(counted) AS counted, {names}
+            FROM usage_hourly GROUP BY {keys} HAVING sum(calls) <> 0 ORDER BY {keys}"""  # noqa: S608
+    )
+    assert list(map(dict, events)) == list(map(dict, hourly))
+
+
+async def test_a_row_is_appended_once_however_often_it_is_sent(
+    owner: asyncpg.Connection, gateway_pool: asyncpg.Pool
+) -> None:
+    ledger = Ledger(gateway_pool)
+    rows = [make_row(input_tokens=n, output_tokens=None) for n in range(5)]
+    assert await ledger.append(rows) == 5
+    assert await ledger.append([*rows[2:], make_row()]) == 1
+    assert await ledger.append([rows[0], rows[0]]) == 0
+    assert await ledger.append([]) == 0
+    assert await owner.fetchval("SELECT count(*) FROM usage_events") == 6
+    assert await owner.fetchval("SELECT sum(output_tokens) FROM usage_hourly") is None
+    await check_books(owner)
+
+
+async def test_every_field_of_a_row_is_kept(
+    owner: asyncpg.Connection, gateway_pool: asyncpg.Pool
+) -> None:
+    raw = '{"total": 1.50,  "b":1, "a":{"z":null}}'
+    row = make_row(
+        retry_of=TOKEN,
+        attempt=2,
+        session_id="s",
+        ttfb_ms=1.25,
+        seconds=1.5,
+        searches=2,
+        flags=["bad_number", "total_differs"],
+        bytes_up=2**40,
+        month="2026-02",
+        reason=None,
+    )
+    await Ledger(gateway_pool).append([row[:-1] + b',"vendor_usage":' + raw.encode() + b"}"])
+    event = await owner.fetchrow("SELECT * FROM usage_events")
+    assert event is not None
+    told = dict(event)
+    assert told["vendor_usage"] == raw
+    assert told["month"].isoformat() == "2026-02-01"
+    assert (told["attempt"], str(told["retry_of"])) == (2, TOKEN)
+    assert (told["ttfb_ms"], float(told["seconds"]), told["searches"]) == (1.25, 1.5, 2)
+    assert told["flags"] == ["bad_number", "total_differs"]
+    assert (told["bytes_up"], told["bytes_down"], told["corrects"]) == (2**40, None, None)
+
+
+async def test_many_at_once_leave_no_gap_and_no_double(
+    owner: asyncpg.Connection, gateway_pool: asyncpg.Pool
+) -> None:
+    ledger = Ledger(gateway_pool)
+    seeded = random.Random(5)
+    rows = [
+        make_row(
+            input_tokens=seeded.choice([None, 0, 7]),
+            output_tokens=n,
+            seconds=n / 2,
+            model_served=seeded.choice([None, "gpt-x-1", "gpt-x-2"]),
+            counted=seeded.random() < 0.8,
+        )
+        for n in range(200)
+    ]
+    batches = [seeded.sample(rows, 60) for _ in range(12)]
+    inserted = await asyncio.gather(*map(ledger.append, batches))
+    sent = len({row for batch in batches for row in batch})
+    assert sum(inserted) == sent
+    assert await owner.fetchval("SELECT last FROM ledger_head") == sent
+    await check_books(owner)
+
+
+@pytest.mark.parametrize("together", [False, True])
+async def test_a_true_end_corrects_a_supposed_one_once(
+    owner: asyncpg.Connection, gateway_pool: asyncpg.Pool, *, together: bool
+) -> None:
+    ledger = Ledger(gateway_pool)
+    call_id = ids.new()
+    supposed = make_row(id=call_id, status="interrupted", usage_source="none", ended_at=None)
+    true = make_row(id=call_id, output_tokens=9, model_served="gpt-x-1")
+    if together:
+        assert await ledger.append([supposed, true]) == 1
+    else:
+        assert await ledger.append([supposed]) == 1
+        assert await owner.fetchval("SELECT usage_unknown FROM usage_hourly") == 1
+        assert await ledger.append([true]) == 1
+        correction = await owner.fetchrow("SELECT * FROM usage_events WHERE corrects IS NOT NULL")
+        assert correction is not None
+        assert str(correction["corrects"]) == str(correction["call_id"]) == call_id
+        assert correction["id"].version == 7
+        assert correction["id"].bytes[:6] == uuid.UUID(call_id).bytes[:6]
+    assert await ledger.append([true]) == 0
+    assert await ledger.append([supposed]) == 0
+    sums = await owner.fetchrow(
+        "SELECT sum(calls) AS calls, sum(counted) AS counted, sum(usage_unknown) AS unknown,"
+        " sum(output_tokens) AS output FROM usage_hourly"
+    )
+    assert sums is not None
+    assert tuple(sums) == (1, 1, 0, 9)
+    await check_books(owner)
+
+
+@pytest.mark.parametrize(
+    "poison",
+    [
+        make_row(status="odd"),
+        make_row(output_tokens=-1),
+        make_row(output_tokens=2**70),
+        make_row(time="late"),
+        make_row(month=None),
+        make_row(org_id=None),
+        make_row(finish_reason="a\0b"),
+        make_row()[:-1] + b',"vendor_usage":' + b"[" * 100_000 + b"]" * 100_000 + b"}",
+        make_row()[:-1] + b',"finish_reason":"\xff"}',
+        make_row()[:-1] + b',"finish_reason":"\0"}',
+        b"[]",
+        b"{",
+    ],
+)
+async def test_a_bad_row_is_put_aside_and_costs_no_other(
+    owner: asyncpg.Connection, gateway_pool: asyncpg.Pool, poison: bytes
+) -> None:
+    rejected: list[str] = []
+    events = LedgerEvents(on_rejected=lambda sqlstate, _: rejected.append(sqlstate))
+    ledger = Ledger(gateway_pool, events=events)
+    rows = [make_row() for _ in range(7)]
+    rows.insert(3, poison)
+    assert await ledger.append(rows) == 7
+    assert await ledger.append(rows) == 0
+    assert len(rejected) == 2  # told each time, kept once
+    assert await owner.fetchval("SELECT sqlstate FROM ledger_rejected") == rejected[0]
+    assert await owner.fetchval("SELECT count(*) FROM ledger_rejected") == 1
+    await check_books(owner)
+
+
+async def test_the_gateway_may_append_and_nothing_else(gateway_pool: asyncpg.Pool) -> None:
+    for statement in (
+        "SELECT * FROM usage_events",
+        "INSERT INTO usage_events DEFAULT VALUES",
+        "UPDATE ledger_head SET last = 0",
+        "SELECT * FROM usage_hourly",
+        "DELETE FROM ledger_rejected",
+        "SELECT ensure_partitions()",
+        "DELETE FROM change_log",
+    ):
+        with pytest.raises(asyncpg.InsufficientPrivilegeError):
+            await gateway_pool.execute(statement)
+
+
+async def test_events_lie_in_their_month_and_strays_are_counted_until_they_move(
+    owner: asyncpg.Connection, gateway_pool: asyncpg.Pool
+) -> None:
+    ledger = Ledger(gateway_pool)
+    now = datetime.now(UTC)
+    stray = IdMaker(lambda: datetime(2001, 1, 1, tzinfo=UTC).timestamp()).new()
+    await ledger.append([make_row(), make_row(id=stray)])
+    assert await owner.fetchval("SELECT count(*) FROM usage_events_default") == 1
+    month = f"usage_events_{now:%Y_%m}"
+    assert await owner.fetchval(f"SELECT count(*) FROM {month}") == 1  # noqa: S608
+
+    # As if nobody had made this month's partition: its rows wait in the default one.
+    await owner.execute(f"ALTER TABLE usage_events DETACH PARTITION {month}; DROP TABLE {month}")
+    await ledger.append([make_row(), make_row(), make_row()])
+    assert await owner.fetchval("SELECT count(*) FROM usage_events_default") == 4
+    found = await ledger.housekeep()
+    assert found is not None
+    assert (found.partitions_made, found.strays, found.rejected) == (1, 4, 0)
+    assert await owner.fetchval(f"SELECT count(*) FROM {month}") == 3  # noqa: S608
+    found = await ledger.housekeep()
+    assert found is not None
+    assert (found.partitions_made, found.strays) == (0, 1)
+    assert await ledger.append([make_row()]) == 1
+    assert await owner.fetchval(f"SELECT count(*) FROM {month}") == 4  # noqa: S608
+
+
+async def test_housekeeping_ends_old_news_but_never_the_newest_change(
+    owner: asyncpg.Connection, gateway_pool: asyncpg.Pool
+) -> None:
+    for _ in range(3):
+        await owner.execute("SELECT log_change('vendors', NULL, 'changed')")
+    await owner.execute("UPDATE change_log SET at = now() - interval '8 days'")
+    await owner.execute(
+        "INSERT INTO confirmations (ordinal, worker_id, streams_cut, at) VALUES"
+        " (1, gen_random_uuid(), 0, now() - interval '2 hours'), (2, gen_random_uuid(), 0, now())"
+    )
+    await Ledger(gateway_pool).housekeep()
+    head = await owner.fetchval("SELECT last FROM change_head")
+    assert [r["ordinal"] for r in await owner.fetch("SELECT ordinal FROM change_log")] == [head]
+    assert await owner.fetchval("SELECT ordinal FROM confirmations") == 2
+
+
+async def test_one_gateway_at_a_time_keeps_house(
+    owner: asyncpg.Connection, gateway_pool: asyncpg.Pool
+) -> None:
+    ledger = Ledger(gateway_pool)
+    async with owner.transaction():
+        await owner.execute("SELECT * FROM housekeep()")
+        assert await ledger.housekeep() is None
+
+
+async def test_a_database_that_is_away_is_no_fault_of_the_rows(database: Any) -> None:
+    elsewhere = await asyncpg.connect(database.server.owner_url)
+    async with asyncpg.create_pool(database.gateway_url, min_size=0, max_size=1) as pool:
+        ledger = Ledger(pool)
+        assert await ledger.append([make_row()]) == 1
+        await elsewhere.execute(f"ALTER DATABASE {database.name} ALLOW_CONNECTIONS false")
+        await elsewhere.execute(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = $1",
+            database.name,
+        )
+        for _ in range(2):
+            with pytest.raises(LedgerAway):
+                await ledger.append([make_row()])
+        await elsewhere.execute(f"ALTER DATABASE {database.name} ALLOW_CONNECTIONS true")
+        assert await ledger.append([make_row()]) == 1
+    await elsewhere.close()
+
+
+async def test_what_closes_is_shipped_at_once_and_what_an_outage_held_up_afterwards(
+    tmp_path: Path, owner: asyncpg.Connection, gateway_pool: asyncpg.Pool
+) -> None:
+    appended: asyncio.Queue[int] = asyncio.Queue()
+    away: list[str] = []
+    waits: list[float] = []
+
+    async def sleep(seconds: float) -> None:
+        waits.append(seconds)
+        if len(away) == 3:
+            await owner.execute("ALTER FUNCTION append_away(json) RENAME TO ledger_append")
+        await asyncio.sleep(0)
+
+    ledger = Ledger(
+        gateway_pool,
+        events=LedgerEvents(on_appended=appended.put_nowait, on_away=away.append),
+        sleep=sleep,
+        jitter=lambda: 1.0,
+    )
+    journal = Journal.create(tmp_path, worker_id=ids.new(), boot_id="boot")
+    running = asyncio.Task(ledger.run(journal))
+
+    def call(rows: Sequence[bytes]) -> None:
+        for row in rows:
+            call_id = json.loads(row)["id"]
+            journal.open_call(call_id, row, admitted=7.0, block_ids=())
+            journal.close_call(call_id, row)
+
+    call([make_row()])
+    assert await appended.get() == 1
+    await owner.execute("ALTER FUNCTION ledger_append(json) RENAME TO append_away")
+    call([make_row() for _ in range(700)])
+    assert await appended.get() == 500
+    assert await appended.get() == 200
+    assert len(away) == 3
+    assert waits[2:5] == [0.1, 0.2, 0.4]
+    assert journal.unshipped_since() is None
+    running.cancel()
+    journal.close()
+    await check_books(owner)
+
+
+async def test_an_abandoned_journal_is_finished_even_where_finishing_it_broke_off(
+    tmp_path: Path, owner: asyncpg.Connection, gateway_pool: asyncpg.Pool
+) -> None:
+    worker_id = ids.new()
+    abandoned = Journal.create(tmp_path, worker_id=worker_id, boot_id="boot")
+    block = ids.new()
+    abandoned.block_asked([block])
+    rows = [make_row(output_tokens=3) for _ in range(4)]
+    for row in rows:
+        opened = {name: told for name, told in json.loads(row).items() if name != "status"}
+        call_id = opened["id"]
+        abandoned.open_call(call_id, json.dumps(opened).encode(), admitted=7.0, block_ids=(block,))
+        if row is not rows[3]:
+            abandoned.close_call(call_id, row)
+    abandoned.close()
+
+    told: list[tuple[str, Findings]] = []
+    settled: list[tuple[Sequence[str], Sequence[int | None]]] = []
+    ended: list[str] = []
+
+    async def settle(block_ids: Sequence[str], used: Sequence[int | None]) -> None:
+        settled.append((block_ids, used))
+
+    async def end_worker(ended_id: str) -> None:
+        ended.append(ended_id)
+        if len(ended) == 1:
+            raise LedgerAway
+
+    events = LedgerEvents(on_recovered=lambda who, findings: told.append((who, findings)))
+    ledger = Ledger(gateway_pool, events=events)
+    journal = Journal.create(tmp_path, worker_id=ids.new(), boot_id="boot")
+
+    def found() -> Any:
+        return orphans(tmp_path, boot_id="boot")
+
+    with pytest.raises(LedgerAway):
+        await ledger.recover(found(), settle=settle, end_worker=end_worker, keep_in=journal)
+    recovered = await ledger.recover(found(), settle=settle, end_worker=end_worker, keep_in=journal)
+    assert recovered == 1
+    assert settled == [([block], [4])] * 2
+    assert ended == [worker_id] * 2
+    assert [who for who, _ in told] == [worker_id]
+    statuses = await owner.fetch("SELECT status, flags FROM usage_events ORDER BY ordinal")
+    assert [row["status"] for row in statuses] == ["complete"] * 3 + ["interrupted"]
+    assert statuses[3]["flags"] == ["dispatch_unknown"]
+    assert await ledger.recover(found(), settle=settle, end_worker=end_worker) == 0
+
+    # A database that lost it all gets it all again, from where the segments are kept.
+    await owner.execute("TRUNCATE usage_events, usage_hourly; UPDATE ledger_head SET last = 0")
+    journal.reship()
+    await ledger.ship(journal)
+    assert await owner.fetchval("SELECT count(*) FROM usage_events") == 4
+    journal.close()
+    await check_books(owner)
