@@ -553,6 +553,11 @@ class ClientConnection(asyncio.Protocol):
         exchange.expects_continue = any(
             name == b"expect" and value.lower() == b"100-continue" for name, value in headers
         )
+        if any(
+            name == b"content-length" and int(value) > REQUEST_BODY_BYTES_MAX
+            for name, value in headers
+        ):
+            exchange.fail_body(BodyTooLarge())
         self._reading = exchange
         self._since = self._lane.loop.time()
         self._body_bytes = 0

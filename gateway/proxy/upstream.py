@@ -23,6 +23,7 @@ from gateway.limits import (
     RESPONSE_HEADERS_MAX,
     WRITE_BUFFER_BYTES_MAX,
 )
+from gateway.proxy.routing import Target
 
 Headers = list[tuple[bytes, bytes]]
 
@@ -43,6 +44,14 @@ class Origin:
     host: str
     port: int
     allow_private: bool
+
+    @classmethod
+    def of(cls, target: Target) -> "Origin":
+        """Return where a target's connections go."""
+        base = target.base
+        return cls(
+            scheme=base.scheme, host=base.host, port=base.port, allow_private=target.is_private
+        )
 
 
 class Reply(Protocol):
@@ -84,6 +93,7 @@ class UpstreamConnection(asyncio.Protocol):
         self._release = release
         self.transport: asyncio.Transport | None = None
         self.reused = False
+        self.paused = False
         self.idle_since = 0.0
         self._reply: Reply | None = None
         self._any_byte = False
@@ -105,6 +115,11 @@ class UpstreamConnection(asyncio.Protocol):
         """Whether a request could be sent."""
         return self.transport is not None and not self.transport.is_closing()
 
+    @property
+    def is_idle(self) -> bool:
+        """Whether no answer is awaited."""
+        return self._reply is None
+
     def send(self, reply: Reply, data: bytes, body: bytes) -> None:
         """Write a request in one go; `reply` hears of the answer from now on."""
         assert self._reply is None
@@ -115,13 +130,20 @@ class UpstreamConnection(asyncio.Protocol):
 
     def pause(self) -> None:
         """Stop reading from the vendor: the client is behind."""
+        self.paused = True
         if self.is_open:
             cast("asyncio.Transport", self.transport).pause_reading()
 
     def resume(self) -> None:
         """Read on."""
+        self.paused = False
         if self.is_open:
             cast("asyncio.Transport", self.transport).resume_reading()
+
+    def release(self) -> None:
+        """Go back to the pool, unused."""
+        if self.is_open and self._reply is None:
+            self._release(self)
 
     def abort(self) -> None:
         """Give the request up: closes at once, nothing more is told to the reply."""
@@ -289,6 +311,10 @@ class UpstreamPool:
         idle.append(connection)
         if len(idle) > IDLE_CONNECTIONS_MAX:
             idle.popleft().abort()
+
+    def put_back(self, connection: UpstreamConnection) -> None:
+        """Take a connection back that was not used after all."""
+        connection.release()
 
     def sweep(self) -> None:
         """Close connections that were idle for too long; call every few seconds."""

@@ -123,5 +123,6 @@ ANTHROPIC: Final = VendorKind(
     target_path=below_base,
     bad_key=bad_key,
     models_path="/v1/models",
+    models_headers=((b"anthropic-version", b"2023-06-01"),),
     model_ids=model_ids,
 )

@@ -86,7 +86,8 @@ class VendorKind:
     - `target_path(base_path, path)`: the path to ask for; both as sent, without a query.
     - `needs_usage_asked`: streams report usage only when `stream_options.include_usage` asks.
     - `bad_key(status, body)`: whether a refusal is about the gateway's own key.
-    - `models_path`: where it lists its models, in its own wire format, below the base URL's path.
+    - `models_path`: where it lists its models, in its own wire format, below the base URL's path;
+      `models_headers`: what such a request needs besides the credential.
     - `model_ids(body)`: the ids in that list. Raises ModelListUnreadable.
     """
 
@@ -99,6 +100,7 @@ class VendorKind:
     bad_key: Callable[[int, bytes], bool]
     models_path: str
     model_ids: Callable[[bytes], list[str]]
+    models_headers: tuple[tuple[bytes, bytes], ...] = ()
 
     @property
     def wire_format(self) -> str:

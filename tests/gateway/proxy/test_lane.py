@@ -181,8 +181,7 @@ BAD: list[tuple[str, bytes, bytes]] = [
     ("long target", b"GET /" + b"y" * 9_000 + b" HTTP/1.1\r\nHost: a\r\n\r\n", b"414"),
     (
         "WebSocket",
-        b"GET /v1/responses HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\n"
-        + b"Upgrade: websocket\r\nSec-WebSocket-Version: 13\r\n\r\n",
+        b"GET /v1/r HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n",
         b"426",
     ),
 ]
@@ -234,13 +233,19 @@ async def test_continue_is_said_when_the_body_is_wanted() -> None:
 
 async def test_a_body_that_is_too_large_is_refused_while_it_comes() -> None:
     async with house() as lane, connected(lane) as client:
-        client.send(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 99999999999\r\n\r\n")
-        piece = bytes(1024 * 1024)
-        for _ in range(REQUEST_BODY_BYTES_MAX // len(piece) + 1):
+        client.send(b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n")
+        piece = b"100000\r\n" + bytes(1024 * 1024) + b"\r\n"
+        for _ in range(REQUEST_BODY_BYTES_MAX // 1024 // 1024 + 1):
             client.send(piece)
             await client.writer.drain()
         assert (await client.rest()).startswith(b"HTTP/1.1 413")
         assert lane.lane.budget.held_bytes == 0
+
+
+async def test_a_body_that_says_that_it_is_too_large_is_refused_at_once() -> None:
+    async with house() as lane, connected(lane) as client:
+        client.send(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 99999999999\r\n\r\n")
+        assert (await client.rest()).startswith(b"HTTP/1.1 413")
 
 
 async def test_an_answer_before_the_body_ends_the_connection_after_it() -> None:

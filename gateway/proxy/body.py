@@ -1,0 +1,389 @@
+r"""The request's body: the few fields that decide about a call, and the edits that it may need.
+
+A body is read as the vendor will read it, or refused. Where parsers differ, a model list could be
+slipped past: of two members `model` one reader takes the first and another the last, and
+`"mod\u0065l"` is a `model` only to those that open escapes. Both are refused for the members that
+decide.
+
+Nothing is written anew. An edit replaces or adds the bytes of one value; all others stay.
+"""
+
+import codecs
+import json
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Final
+
+import msgspec
+
+from gateway.errors import BodyInvalid, BodyTooLarge, UnsupportedBody
+from gateway.limits import REQUEST_BODY_BYTES_MAX
+from gateway.metering.decoding import DECODERS, DecodedTooLarge, DecodingStopped
+from gateway.proxy.routing import model_problem
+
+MEMBERS_MAX: Final = 1_000  # of the body's object; the longest known requests have about 60
+TOKENS_MAX: Final = 100_000  # looked at to find the end of one value that no API calls large
+FEED_BYTES: Final = 4 * 1024  # of a compressed body at once: gzip swells 1,032-fold at most
+UTF8_PIECE_BYTES: Final = 1024 * 1024  # checked at once; as text it may take four times that
+
+PLAIN_BYTES_MAX: Final = 2 * 1024  # of a body that is searched; longer ones are walked faster
+
+Span = tuple[int, int]
+
+_DECIDING: Final = frozenset({b"model", b"stream", b"stream_options"})
+_OF_OPTIONS: Final = frozenset({b"include_usage"})
+_ESCAPED_NAME_BYTES_MAX: Final = 6 * max(map(len, _DECIDING | _OF_OPTIONS))  # all as \u0000
+_ESCAPE: Final = b"\\u00"  # how an escape begins that can hide a letter of theirs
+_ABSENT: Final = msgspec.Raw()
+_USAGE_ASKED: Final = b'"include_usage":true'
+
+# Possessive throughout: a long string must not pile up places to go back to.
+_SPACE: Final = re.compile(rb"[ \t\r\n]*+")
+_NAME: Final = re.compile(rb'"([^"\\]*+(?:\\.[^"\\]*+)*+)"[ \t\r\n]*+:[ \t\r\n]*+', re.DOTALL)
+_NEXT: Final = re.compile(rb"[ \t\r\n]*+(?:(,)[ \t\r\n]*+|\})")
+_STRING: Final = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"', re.DOTALL)
+_TOKEN: Final = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"|[\[\]{}]', re.DOTALL)
+_ATOM: Final = re.compile(rb"[^ \t\r\n,}]++")  # a number, true, false or null
+
+
+class _Members(msgspec.Struct):
+    """What one decode finds in a body: it validates all of it, and tells where large values end.
+
+    Besides the members that decide these are the ones that may be large, in any wire format. One
+    that is missing here is read as well, more slowly.
+    """
+
+    model: msgspec.Raw = _ABSENT
+    stream: msgspec.Raw = _ABSENT
+    stream_options: msgspec.Raw = _ABSENT
+    contents: msgspec.Raw = _ABSENT
+    documents: msgspec.Raw = _ABSENT
+    functions: msgspec.Raw = _ABSENT
+    generateContentRequest: msgspec.Raw = _ABSENT  # noqa: N815 - the API's name
+    generationConfig: msgspec.Raw = _ABSENT  # noqa: N815 - the API's name
+    input: msgspec.Raw = _ABSENT
+    instructions: msgspec.Raw = _ABSENT
+    messages: msgspec.Raw = _ABSENT
+    prompt: msgspec.Raw = _ABSENT
+    response_format: msgspec.Raw = _ABSENT
+    system: msgspec.Raw = _ABSENT
+    systemInstruction: msgspec.Raw = _ABSENT  # noqa: N815 - the API's name
+    system_instruction: msgspec.Raw = _ABSENT
+    tools: msgspec.Raw = _ABSENT
+
+
+class _Options(msgspec.Struct):
+    """`stream_options`, as far as it decides."""
+
+    include_usage: bool | None = None
+
+
+_NAMES: Final[Mapping[bytes, str]] = MappingProxyType(
+    {name.encode(): name for name in _Members.__struct_fields__}
+)
+_SURROGATES: Final = re.compile(rb"\\u[dD][89a-fA-F][0-9a-fA-F]{2}")
+_REPLACEMENT: Final = rb"\\ufffd"
+
+_decode_members: Final = msgspec.json.Decoder(_Members).decode
+_decode_text: Final = msgspec.json.Decoder(str).decode
+_decode_flag: Final = msgspec.json.Decoder(bool | None).decode
+_decode_options: Final[Callable[[msgspec.Raw], _Options | None]] = msgspec.json.Decoder(
+    _Options | None
+).decode
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DecidingFields:
+    """What a body says that decides about its call.
+
+    `text` is the JSON, opened where the body is compressed; `members` is for `edited`.
+    """
+
+    model: str | None
+    stream: bool
+    asks_usage: bool
+    has_stream_options: bool
+    text: bytes = field(repr=False)
+    members: _Members = field(repr=False)
+
+
+def check_content_type(content_type: bytes) -> None:
+    """Raise UnsupportedBody for a form with parts, which no endpoint with a JSON body takes."""
+    if content_type.lstrip().lower().startswith(b"multipart/"):
+        raise UnsupportedBody
+
+
+def read_deciding_fields(
+    body: bytes, *, content_encoding: bytes | None, model_required: bool
+) -> DecidingFields:
+    """Return what a whole body says.
+
+    Raises BodyInvalid, naming the field at fault; UnsupportedBody and BodyTooLarge for its content
+    encoding.
+    """
+    text = body if content_encoding is None else decoded_copy(body, content_encoding)
+    members = _decode(text)
+    if not _is_plain(text):
+        _spans(text, 0, wanted=_DECIDING, members=members)
+    options = None
+    if members.stream_options is not _ABSENT:
+        options = _options(members.stream_options)
+    return DecidingFields(
+        model=_model(members.model, is_required=model_required),
+        stream=members.stream is not _ABSENT and _stream(members.stream),
+        asks_usage=options is not None and options.include_usage is True,
+        has_stream_options=options is not None,
+        text=text,
+        members=members,
+    )
+
+
+def check_same_model(fields: DecidingFields, model_in_path: str) -> None:
+    """Raise BodyInvalid where a body names another model than its path."""
+    if fields.model is not None and fields.model.removeprefix("models/") != model_in_path:
+        raise BodyInvalid("'model' in the body is not the model in the path.", param="model")
+
+
+def edited(fields: DecidingFields, *, model: str | None = None, asks_usage: bool = False) -> bytes:
+    """Return the body's JSON naming another model, or asking for usage; all other bytes stay."""
+    text, members = fields.text, fields.members
+    spans: dict[bytes, Span] = {}
+    if model is not None or members.stream_options is not _ABSENT:
+        spans = _spans(text, 0, wanted=_DECIDING, members=members)
+    edits: list[tuple[Span, bytes]] = []
+    if model is not None:
+        edits.append((spans[b"model"], json.dumps(model, ensure_ascii=False).encode()))
+    if asks_usage and not fields.asks_usage:
+        edits.append(_usage_edit(text, spans.get(b"stream_options")))
+    parts: list[bytes | memoryview] = []
+    view = memoryview(text)
+    at = 0
+    for (start, end), value in sorted(edits):
+        parts += (view[at:start], value)
+        at = end
+    return b"".join((*parts, view[at:]))
+
+
+def decoded_copy(body: bytes, encoding: bytes, bytes_max: int = REQUEST_BODY_BYTES_MAX) -> bytes:
+    """Return a compressed body opened, at most `bytes_max`.
+
+    Raises UnsupportedBody for an encoding that the gateway can't read, BodyTooLarge, BodyInvalid.
+    """
+    name = encoding.strip().lower()
+    if name in (b"", b"identity"):
+        return body
+    if name not in DECODERS:
+        raise UnsupportedBody(
+            "The gateway reads request bodies in gzip, deflate, br or zstd, one at a time."
+        )
+    decoder = DECODERS[name]()
+    parts: list[bytes] = []
+    room = bytes_max
+    try:
+        for at in range(0, len(body), FEED_BYTES):
+            parts.append(decoder.feed(body[at : at + FEED_BYTES]))
+            room -= len(parts[-1])
+            if room < 0:
+                raise BodyTooLarge
+    except DecodedTooLarge as error:
+        raise BodyTooLarge from error
+    except DecodingStopped as error:
+        raise BodyInvalid("The request body is not in its Content-Encoding.") from error
+    return b"".join(parts)
+
+
+# Values of the members that decide
+
+
+def _model(raw: msgspec.Raw, *, is_required: bool) -> str | None:
+    if raw is _ABSENT:
+        if is_required:
+            raise BodyInvalid("The request body has no 'model'.", param="model")
+        return None
+    try:
+        model = _decode_text(raw)
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        raise BodyInvalid("'model' is not a string.", param="model") from error
+    problem = model_problem(model)
+    if problem is not None:
+        raise BodyInvalid(f"'model' {problem}.", param="model")
+    return model
+
+
+def _stream(raw: msgspec.Raw) -> bool:
+    try:
+        return _decode_flag(raw) is True
+    except msgspec.MsgspecError as error:
+        raise BodyInvalid("'stream' is neither true nor false.", param="stream") from error
+
+
+def _options(raw: msgspec.Raw) -> _Options | None:
+    """Return `stream_options`, None where it is null."""
+    try:
+        options = _decode_options(raw)
+    except (msgspec.MsgspecError, RecursionError) as error:
+        raise BodyInvalid(
+            "'stream_options' is not an object, or its 'include_usage' neither true nor false.",
+            param="stream_options",
+        ) from error
+    if options is not None:
+        _spans(bytes(raw), 0, wanted=_OF_OPTIONS)
+    return options
+
+
+def _usage_edit(text: bytes, options: Span | None) -> tuple[Span, bytes]:
+    """Return which bytes to replace by what, so that the vendor is asked for usage."""
+    asked = b"{%b}" % _USAGE_ASKED
+    if options is None:
+        return _first_member(text, 0, b'"stream_options":' + asked)
+    start, end = options
+    if text[start:end] == b"null":
+        return options, asked
+    said = _spans(text, start, wanted=_OF_OPTIONS).get(b"include_usage")
+    if said is not None:
+        return said, b"true"
+    return _first_member(text, start, _USAGE_ASKED)
+
+
+def _first_member(text: bytes, at: int, member: bytes) -> tuple[Span, bytes]:
+    """Return the edit that puts a member first in the object that begins at `at`."""
+    inside = _past_space(text, at) + 1
+    is_empty = text[_past_space(text, inside)] == ord("}")
+    return (inside, inside), member if is_empty else member + b","
+
+
+# The text
+
+
+def _decode(text: bytes) -> _Members:
+    if not text.isascii():
+        _check_utf8(text)
+    try:
+        return _decode_members(text)
+    except RecursionError as error:
+        raise BodyInvalid("The request body is nested too deeply.") from error
+    except msgspec.ValidationError as error:
+        raise BodyInvalid("The request body is not a JSON object.") from error
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        # JavaScript cuts texts in the middle of an emoji and escapes the half that is left; it is
+        # the vendor's to judge. Read a copy of the same length without such escapes.
+        whole, halves = _SURROGATES.subn(_REPLACEMENT, text)
+        if not halves:
+            raise BodyInvalid from error
+    try:
+        return _decode_members(whole)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise BodyInvalid from error
+
+
+def _check_utf8(text: bytes) -> None:
+    view = memoryview(text)
+    at = 0
+    try:
+        while at < len(text):
+            piece = view[at : at + UTF8_PIECE_BYTES]
+            at += codecs.utf_8_decode(piece, "strict", at + len(piece) == len(text))[1]
+    except UnicodeDecodeError as error:
+        raise BodyInvalid("The request body is not UTF-8.") from error
+
+
+def _is_plain(text: bytes) -> bool:
+    """Return whether a body is small, and has no name that decides twice or in disguise."""
+    return (
+        len(text) <= PLAIN_BYTES_MAX
+        and _ESCAPE not in text
+        and text.count(b'"model"') < 2  # noqa: PLR2004
+        and text.count(b'"stream"') < 2  # noqa: PLR2004
+        and text.count(b'"stream_options"') < 2  # noqa: PLR2004
+        and text.count(b'"include_usage"') < 2  # noqa: PLR2004
+    )
+
+
+def _spans(
+    text: bytes, at: int, *, wanted: frozenset[bytes], members: _Members | None = None
+) -> dict[bytes, Span]:
+    """Return where the values of the wanted members stand, of the object that begins at `at`.
+
+    The text is valid JSON. Raises BodyInvalid for a wanted member that is there twice, or whose
+    name is written with escapes.
+    """
+    spans: dict[bytes, Span] = {}
+    at = _past_space(text, _past_space(text, at) + 1)
+    for _ in range(MEMBERS_MAX):
+        found = _NAME.match(text, at)
+        if found is None:  # the object is empty
+            return spans
+        name = found[1]
+        start = found.end()
+        raw = None if members is None or name not in _NAMES else getattr(members, _NAMES[name])
+        following = None if raw is None else _after_raw(text, start, raw)
+        if following is None:
+            following = _after_value(text, start)
+        if name in wanted:
+            if name in spans:
+                raise _doubtful(name, "is in the body twice")
+            spans[name] = start, following.start()
+        elif b"\\" in name and len(name) <= _ESCAPED_NAME_BYTES_MAX:
+            plain = json.loads(b'"%b"' % name).encode("utf-8", "surrogatepass")
+            if plain in wanted:
+                raise _doubtful(plain, "is written with escapes")
+        if following[1] is None:
+            return spans
+        at = following.end()
+    raise BodyInvalid(f"The request body has more than {MEMBERS_MAX} members.")
+
+
+def _doubtful(name: bytes, problem: str) -> BodyInvalid:
+    return BodyInvalid(f"'{name.decode()}' {problem}.", param=name.decode())
+
+
+def _after_raw(text: bytes, start: int, raw: msgspec.Raw) -> re.Match[bytes] | None:
+    """Return what follows a value that was decoded, None where another value stands here.
+
+    Of a name that is there twice, the decoder tells the last value.
+    """
+    view = memoryview(raw)
+    if not text.startswith(view, start):
+        return None
+    return _NEXT.match(text, start + len(view))
+
+
+def _after_value(text: bytes, start: int) -> re.Match[bytes]:
+    """Return what follows the value that begins at `start`. Raises BodyInvalid past TOKENS_MAX."""
+    match text[start : start + 1]:
+        case b'"':
+            found = _STRING.match(text, start)
+            assert found is not None
+            end = found.end()
+        case b"{" | b"[":
+            end = _end_of_container(text, start)
+        case _:
+            found = _ATOM.match(text, start)
+            assert found is not None
+            end = found.end()
+    following = _NEXT.match(text, end)
+    assert following is not None
+    return following
+
+
+def _end_of_container(text: bytes, start: int) -> int:
+    depth = 0
+    for _, token in zip(range(TOKENS_MAX), _TOKEN.finditer(text, start), strict=False):
+        match token[0]:
+            case b"{" | b"[":
+                depth += 1
+            case b"}" | b"]":
+                depth -= 1
+                if not depth:
+                    return token.end()
+            case _:
+                pass
+    raise BodyInvalid(f"A member of the request body has more than {TOKENS_MAX} values in it.")
+
+
+def _past_space(text: bytes, at: int) -> int:
+    found = _SPACE.match(text, at)
+    assert found is not None
+    return found.end()

@@ -1,0 +1,236 @@
+"""What one attempt of a call leaves behind: its open line, its close line, its row.
+
+The open part of a row is written in the step in which the first byte goes to the vendor; the whole
+row before the last byte goes to the client. Names are the usage event's.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from enum import StrEnum
+from typing import Any, Final, Protocol
+
+import orjson
+
+from gateway.auth.caller import Caller
+from gateway.clock import DatabaseClock
+from gateway.metering.usage import METERS, Flag, Usage
+from gateway.proxy.endpoints import Endpoint
+
+TEXT_CHARS_MAX: Final = 256  # of what a client or vendor put in a header
+
+_MILLISECONDS: Final = 1000.0
+
+
+class Status(StrEnum):
+    """How an attempt ended."""
+
+    COMPLETE = "complete"
+    CLIENT_CLOSED = "client_closed"
+    REVOKED = "revoked"
+    DEADLINE = "deadline"
+    VENDOR_ERROR = "vendor_error"
+    VENDOR_BROKE = "vendor_broke"
+
+
+class CallLog(Protocol):
+    """Where lines go; a journal."""
+
+    def open_call(
+        self, call_id: str, row: bytes, *, admitted: float, block_ids: tuple[str, ...]
+    ) -> None:
+        """Record that a call goes to a vendor. Raises JournalFull."""
+
+    def note_end(self, call_id: str, row: bytes) -> None:
+        """Record how it ends if nothing more comes."""
+
+    def close_call(self, call_id: str, row: bytes) -> None:
+        """Record how it ended; there is room for it."""
+
+
+class OnClosed(Protocol):
+    """Counts what ended."""
+
+    def __call__(
+        self,
+        *,
+        vendor: str,
+        endpoint: str,
+        status: str,
+        ttfb_seconds: float | None,
+        duration_seconds: float,
+        usage: Usage,
+    ) -> None:
+        """Count one attempt."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RecordKeeper:
+    """What every record needs: where lines go, what time it is, who counts."""
+
+    log: CallLog
+    clock: DatabaseClock
+    now: Callable[[], float]  # seconds on a clock that never steps; the loop's is too coarse
+    on_closed: OnClosed
+
+
+class CallRecord:
+    """One attempt, from its first byte to the vendor to its last byte to the client."""
+
+    __slots__ = (
+        "_endpoint_name",
+        "_first_byte_at",
+        "_id",
+        "_keeper",
+        "_open_row",
+        "_started",
+        "_vendor",
+        "closed",
+        "http_status",
+        "vendor_request_id",
+    )
+
+    def __init__(self, keeper: RecordKeeper) -> None:
+        self._keeper = keeper
+        self._id = ""
+        self._vendor = ""
+        self._endpoint_name = ""
+        self._open_row = b""
+        self._started = 0.0
+        self.closed = False
+        self._first_byte_at: float | None = None
+        self.http_status: int | None = None
+        self.vendor_request_id: str | None = None
+
+    def open(
+        self,
+        *,
+        attempt_id: str,
+        call_id: str,
+        attempt: int,
+        retry_of: str | None,
+        caller: Caller,
+        vendor: str,
+        endpoint: Endpoint,
+        model: str | None,
+        stream: bool,
+        session_id: str | None,
+        block_ids: tuple[str, ...],
+        started: float,
+    ) -> None:
+        """Write the open line; `started` is when the call came. Raises JournalFull."""
+        admitted = self._keeper.clock.earliest()
+        time = rfc3339(admitted)
+        self._id = attempt_id
+        self._vendor = vendor
+        self._endpoint_name = endpoint.name
+        self._started = started
+        self._open_row = orjson.dumps(
+            {
+                "id": attempt_id,
+                "call_id": call_id,
+                "attempt": attempt,
+                "retry_of": retry_of,
+                "time": time,
+                "month": time[:7],
+                "org_id": caller.org_id,
+                "workspace_id": caller.workspace_id,
+                "user_id": caller.user_id,
+                "token_id": caller.token_id,
+                "vendor": vendor,
+                "endpoint": endpoint.name,
+                "client_format": endpoint.wire.name,
+                "model_requested": model,
+                "stream": stream,
+                "counted": endpoint.counts,
+                "session_id": session_id,
+            }
+        )
+        self._keeper.log.open_call(
+            attempt_id, self._open_row, admitted=admitted, block_ids=block_ids
+        )
+
+    def first_byte(self) -> None:
+        """An answer begins."""
+        self._first_byte_at = self._keeper.now()
+
+    def note_end(self, usage: Usage, *, bytes_up: int, bytes_down: int) -> None:
+        """Write what the row is if nothing more comes: the client may have the whole answer."""
+        self._keeper.log.note_end(
+            self._id,
+            self._row(Status.COMPLETE, usage, None, bytes_up=bytes_up, bytes_down=bytes_down),
+        )
+
+    def close(
+        self,
+        status: Status,
+        usage: Usage,
+        *,
+        reason: str | None = None,
+        bytes_up: int,
+        bytes_down: int,
+    ) -> None:
+        """Write the whole row, once; a second call changes nothing."""
+        if self.closed:
+            return
+        self.closed = True
+        keeper = self._keeper
+        row = self._row(status, usage, reason, bytes_up=bytes_up, bytes_down=bytes_down)
+        keeper.log.close_call(self._id, row)
+        first = self._first_byte_at
+        keeper.on_closed(
+            vendor=self._vendor,
+            endpoint=self._endpoint_name,
+            status=status.value,
+            ttfb_seconds=None if first is None else first - self._started,
+            duration_seconds=keeper.now() - self._started,
+            usage=usage,
+        )
+
+    def _row(
+        self, status: Status, usage: Usage, reason: str | None, *, bytes_up: int, bytes_down: int
+    ) -> bytes:
+        """Return the whole row as JSON."""
+        first = self._first_byte_at
+        row: dict[str, Any] = {
+            "ended_at": rfc3339(self._keeper.clock.latest()),
+            "status": status.value,
+            "http_status": self.http_status,
+            "reason": reason,
+            "usage_source": usage.source,
+            "model_served": usage.model_served,
+            "service_tier": usage.service_tier,
+            "finish_reason": usage.finish_reason,
+            "vendor_request_id": self.vendor_request_id,
+            "ttfb_ms": None if first is None else _milliseconds(first - self._started),
+            "duration_ms": _milliseconds(self._keeper.now() - self._started),
+            "bytes_up": bytes_up,
+            "bytes_down": bytes_down,
+            "flags": usage.flags,
+        }
+        for name in METERS:
+            row[name] = getattr(usage, name)
+        if usage.vendor_usage is not None:
+            row["vendor_usage"] = orjson.Fragment(usage.vendor_usage)
+        try:
+            told = orjson.dumps(row)
+        except TypeError:  # half a surrogate in a text that a vendor sent
+            row.update(model_served=None, finish_reason=None, service_tier=None)
+            row["flags"] = (*usage.flags, Flag.BAD_TEXT.value)
+            told = orjson.dumps(row)
+        return self._open_row[:-1] + b"," + told[1:]
+
+
+def _milliseconds(seconds: float) -> float:
+    return round(seconds * _MILLISECONDS, 3)
+
+
+def rfc3339(unix_seconds: float) -> str:
+    """Return a time as RFC 3339 in UTC, with microseconds: '2026-11-24T12:00:00.000000Z'."""
+    return datetime.fromtimestamp(unix_seconds, UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+
+
+def header_text(value: bytes) -> str | None:
+    """Return a header's value as a row can hold it, or None."""
+    text = value.decode("ascii", "replace").strip()
+    return text[:TEXT_CHARS_MAX] if text and text.isprintable() else None

@@ -1,0 +1,532 @@
+"""One call, told in order: who, may they, where, record, forward, relay, close.
+
+Whatever can refuse a call comes before its first byte goes to a vendor. From there on it has a row,
+whatever happens: taking its unit, opening its record and writing to the vendor are one step of the
+loop. The answer's way back is `relay.py`; how bytes reach clients is `lane.py`.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Final, Protocol
+
+from gateway.auth.authenticate import token_candidates
+from gateway.auth.caller import Caller, Subject
+from gateway.errors import (
+    DatabaseAway,
+    Draining,
+    GatewayError,
+    ModelNotAllowed,
+    ScopeNotAllowed,
+    TokenMissing,
+    VendorBroke,
+)
+from gateway.proxy import body as bodies
+from gateway.proxy.call_record import CallRecord, RecordKeeper, Status, header_text
+from gateway.proxy.endpoints import Endpoint, Match, find, guess_wire
+from gateway.proxy.error_responses import error_response
+from gateway.proxy.headers import upstream_headers, upstream_query
+from gateway.proxy.lane import Exchange
+from gateway.proxy.live_calls import LiveCalls
+from gateway.proxy.model_list import ModelDirectory
+from gateway.proxy.relay import Outcome, Relay, RelayTimes
+from gateway.proxy.routing import Route, RoutingTable, Target
+from gateway.proxy.upstream import Origin, UpstreamConnection, UpstreamPool
+from gateway.vendors import openai
+
+ATTEMPTS_MAX: Final = 2  # the second only when a reused connection died before any byte
+HOOK_SECONDS_MAX: Final = 1.0  # for whoever looks at calls before they go
+
+_SESSION_HEADERS: Final = frozenset(
+    (b"x-claude-code-session-id", b"session-id", b"x-session-id", b"x-session-affinity")
+)
+_HEALTHY: Final = b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\nx-content-type-options: nosniff\r\n\r\n"
+
+Limits = tuple[Subject, ...]
+
+
+class Authenticator(Protocol):
+    """Finds out who is calling."""
+
+    def find_cached(self, token: bytes) -> Caller | None:
+        """Return the caller if that takes no waiting."""
+
+    async def authenticate(self, candidates: Sequence[bytes], address: str) -> Caller:
+        """Return the caller. Raises GatewayError."""
+
+
+class Allowances(Protocol):
+    """How many calls are left."""
+
+    def known_spent(self, limits: Limits) -> None:
+        """Raise MonthlyLimitReached where it is known that nothing is left."""
+
+    def take(self, limits: Limits) -> tuple[str, ...] | None:
+        """Take one unit of each; the blocks they came from, or None where one has none here."""
+
+    def put_back(self, limits: Limits, block_ids: tuple[str, ...]) -> None:
+        """Undo a `take` in the step in which it was made."""
+
+    async def refill(self, limits: Limits) -> None:
+        """Return when it is worth taking. Raises MonthlyLimitReached, DatabaseAway."""
+
+
+class CallMetrics(Protocol):
+    """Counts what is not in a row."""
+
+    def refused(self, reason: str) -> None:
+        """Count a refusal."""
+
+    def stream_opened(self) -> None:
+        """Count an answer under way."""
+
+    def stream_closed(self) -> None:
+        """Count its end."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CallFacts:
+    """What a hook is told about a call; never its body's text, which comes beside it."""
+
+    call_id: str
+    caller: Caller
+    endpoint: str
+    vendor: str
+    model: str | None
+    stream: bool
+
+
+BeforeCall = Callable[[CallFacts, bytes], Awaitable[None]]
+OnRefusal = Callable[[GatewayError, Caller | None], None]
+OnDefect = Callable[[str, BaseException], None]
+
+
+@dataclass(slots=True, eq=False)
+class Call:
+    """A call from its authentication to its end; what is cut when its token is revoked."""
+
+    id: str
+    caller: Caller
+    exchange: Exchange
+    started: float
+    relay: Relay | None = None
+    cut_by: GatewayError | None = field(default=None)
+
+    def cut(self, error: GatewayError) -> None:
+        """End the call now, wherever it is."""
+        if self.cut_by is not None:
+            return
+        self.cut_by = error
+        if self.relay is not None:
+            status = Status.DEADLINE if error.reason == "vendor_timeout" else Status.REVOKED
+            self.relay.cut(status, error)
+        elif self.exchange.task is not None:
+            self.exchange.task.cancel()
+
+
+class Calls:
+    """Answers every request of one worker."""
+
+    def __init__(
+        self,
+        *,
+        authenticator: Authenticator,
+        allowances: Allowances,
+        records: RecordKeeper,
+        routing: Callable[[], RoutingTable],
+        models: ModelDirectory,
+        pool: UpstreamPool,
+        live: LiveCalls,
+        lease_holds: Callable[[], bool],
+        new_id: Callable[[], str],
+        metrics: CallMetrics,
+        on_refusal: OnRefusal,
+        on_defect: OnDefect,
+        times: RelayTimes,
+        loop: asyncio.AbstractEventLoop,
+        before_call: BeforeCall | None = None,
+    ) -> None:
+        """Everything is handed in.
+
+        `routing` gives the present table, `lease_holds` whether this worker may admit calls,
+        `on_defect(call_id, exception)` tells of what must not happen.
+        """
+        self._authenticator = authenticator
+        self._allowances = allowances
+        self._records = records
+        self._routing = routing
+        self._models = models
+        self._pool = pool
+        self._live = live
+        self._lease_holds = lease_holds
+        self._new_id = new_id
+        self._metrics = metrics
+        self._on_refusal = on_refusal
+        self._on_defect = on_defect
+        self._times = times
+        self._loop = loop
+        self._before_call = before_call
+        self._relays: set[Relay] = set()
+        self.draining = False
+
+    async def handle(self, exchange: Exchange) -> None:
+        """Answer one request. Never raises but CancelledError, when the client is gone."""
+        call_id = self._new_id()
+        started = self._records.now()
+        call: Call | None = None
+        try:
+            match = self._match(exchange)
+            if match is None:
+                exchange.respond(_HEALTHY)
+                return
+            caller = await self._who(exchange)
+            call = Call(call_id, caller, exchange, started)
+            self._live.register(call)
+            if match.endpoint.is_own:
+                self._answer_models(call, match)
+            else:
+                await self._forward(call, match)
+        except GatewayError as error:
+            self.refuse(exchange, error, call_id=call_id, caller=call.caller if call else None)
+        except asyncio.CancelledError:
+            if call is None or call.cut_by is None or exchange.answered:
+                raise
+            self.refuse(exchange, call.cut_by, call_id=call_id, caller=call.caller)
+        except Exception as error:  # noqa: BLE001 - one call's defect is not another's
+            self._on_defect(call_id, error)
+            if exchange.started:
+                exchange.abort()
+            else:
+                self.refuse(
+                    exchange, GatewayError(), call_id=call_id, caller=call.caller if call else None
+                )
+        finally:
+            if call is not None:
+                self._live.unregister(call)
+            exchange.release_body()
+
+    def refuse(
+        self,
+        exchange: Exchange,
+        error: GatewayError,
+        *,
+        call_id: str | None = None,
+        caller: Caller | None = None,
+    ) -> None:
+        """Answer with an error, in the shape of the client's format."""
+        self._metrics.refused(error.reason)
+        self._on_refusal(error, caller)
+        wire = guess_wire(exchange.path, exchange.headers)
+        exchange.respond(
+            error_response(
+                error,
+                wire=wire,
+                call_id=call_id or self._new_id(),
+                head_only=exchange.is_head,
+                keep_alive=exchange.keep_alive and exchange.body_whole,
+            )
+        )
+
+    def sweep(self) -> None:
+        """Cut what is over a deadline; call about once a second."""
+        now = self._loop.time()
+        for relay in list(self._relays):
+            relay.check_deadlines(now)
+
+    # who
+
+    def _match(self, exchange: Exchange) -> Match | None:
+        """Return what the request asks for; None for the one question that needs no token."""
+        if exchange.path == "/" and exchange.method in (b"HEAD", b"GET"):
+            return None
+        return find(exchange.path, method=exchange.method, headers=exchange.headers)
+
+    async def _who(self, exchange: Exchange) -> Caller:
+        """Return the caller; also whether this worker may admit it at all."""
+        if self.draining:
+            raise Draining
+        if not self._lease_holds():
+            raise DatabaseAway
+        candidates = token_candidates(exchange.headers, exchange.query)
+        if not candidates:
+            raise TokenMissing
+        caller = self._authenticator.find_cached(candidates[0]) if len(candidates) == 1 else None
+        if caller is None:
+            caller = await self._authenticator.authenticate(candidates, exchange.address)
+        if not caller.may_call():
+            raise ScopeNotAllowed
+        return caller
+
+    def _answer_models(self, call: Call, match: Match) -> None:
+        exchange = call.exchange
+        wire, table = match.endpoint.wire, self._routing()
+        if match.model_in_path is None:
+            answer = self._models.list_body(
+                wire=wire,
+                vendor=match.vendor,
+                table=table,
+                may_use=call.caller.may_use,
+                query=exchange.query,
+            )
+        else:
+            answer = self._models.model_body(
+                match.model_in_path,
+                wire=wire,
+                vendor=match.vendor,
+                table=table,
+                may_use=call.caller.may_use,
+            )
+        head = (
+            b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %d\r\n"
+            b"cache-control: no-store\r\nx-content-type-options: nosniff\r\n"
+            b"x-kaixu-call-id: %b\r\n\r\n" % (len(answer), call.id.encode())
+        )
+        exchange.respond(head if exchange.is_head else head + answer)
+
+    # where, and on
+
+    async def _forward(self, call: Call, match: Match) -> None:
+        endpoint, exchange, caller = match.endpoint, call.exchange, call.caller
+        body = await exchange.read_body(org_id=caller.org_id)
+        bodies.check_content_type(_header(exchange, b"content-type") or b"")
+        encoding = _header(exchange, b"content-encoding")
+        fields = bodies.read_deciding_fields(
+            body, content_encoding=encoding, model_required=endpoint.model_in == "body"
+        )
+        model = fields.model
+        if match.model_in_path is not None:
+            bodies.check_same_model(fields, match.model_in_path)
+            model = match.model_in_path
+        if model is not None and not caller.may_use(model):
+            raise ModelNotAllowed(param="model")
+        route = self._routing().route(
+            wire_name=endpoint.wire.name, vendor=match.vendor, model=model
+        )
+        stream = fields.stream or endpoint.always_streams
+        sent = _edited(
+            body,
+            fields,
+            route=route,
+            endpoint=endpoint,
+            stream=stream,
+            is_compressed=encoding is not None,
+        )
+        target = route.targets[0]
+        if self._before_call is not None:
+            facts = CallFacts(
+                call_id=call.id,
+                caller=caller,
+                endpoint=endpoint.name,
+                vendor=target.name,
+                model=model,
+                stream=stream,
+            )
+            async with asyncio.timeout(HOOK_SECONDS_MAX):
+                await self._before_call(facts, body)
+        await self._dispatch(
+            call,
+            _Request(
+                endpoint=endpoint,
+                path=_path(match, route),
+                target=target,
+                model=model,
+                stream=stream,
+                sent=sent,
+            ),
+        )
+
+    async def _dispatch(self, call: Call, request: "_Request") -> None:
+        """Send the request and see its answer through; once more if no byte of one ever came."""
+        limits = call.caller.limits if request.endpoint.counts else ()
+        previous: str | None = None
+        for attempt in range(1, ATTEMPTS_MAX + 1):
+            if limits:
+                self._allowances.known_spent(limits)
+            connection = await self._connection(request.target, fresh=attempt > 1)
+            blocks = self._allowances.take(limits) if limits else ()
+            while blocks is None:
+                if attempt > 1:
+                    self._pool.put_back(connection)
+                    raise VendorBroke
+                try:
+                    await self._allowances.refill(limits)
+                except BaseException:
+                    self._pool.put_back(connection)
+                    raise
+                if not connection.is_open:
+                    connection = await self._connection(request.target, fresh=False)
+                blocks = self._allowances.take(limits)
+            attempt_id = call.id if attempt == 1 else self._new_id()
+            relay = self._send(
+                call,
+                request,
+                connection,
+                limits=limits,
+                blocks=blocks,
+                attempt=attempt,
+                attempt_id=attempt_id,
+                retry_of=previous,
+            )
+            outcome = await self._outcome(call, relay)
+            if outcome is Outcome.ANSWERED:
+                return
+            if outcome is Outcome.REFUSED:
+                raise relay.error or VendorBroke()
+            previous = attempt_id
+        raise VendorBroke
+
+    async def _connection(self, target: Target, *, fresh: bool) -> UpstreamConnection:
+        origin = Origin.of(target)
+        warm = None if fresh else self._pool.take_idle(origin)
+        return warm or await self._pool.connect(origin)
+
+    def _send(
+        self,
+        call: Call,
+        request: "_Request",
+        connection: UpstreamConnection,
+        *,
+        limits: Limits,
+        blocks: tuple[str, ...],
+        attempt: int,
+        attempt_id: str,
+        retry_of: str | None,
+    ) -> Relay:
+        """Open the record and write to the vendor. Nothing waits in here: it is one step."""
+        exchange = call.exchange
+        record = CallRecord(self._records)
+        relay = Relay(
+            exchange=exchange,
+            record=record,
+            endpoint=request.endpoint,
+            target=request.target,
+            call_id=call.id,
+            stream=request.stream,
+            take_usage_out=request.sent.asked_usage,
+            bytes_up=len(request.sent.body),
+            may_retry=connection.reused and attempt < ATTEMPTS_MAX,
+            times=self._times,
+            loop=self._loop,
+        )
+        try:
+            if not self._lease_holds():
+                raise DatabaseAway
+            record.open(
+                attempt_id=attempt_id,
+                call_id=call.id,
+                attempt=attempt,
+                retry_of=retry_of,
+                caller=call.caller,
+                vendor=request.target.name,
+                endpoint=request.endpoint,
+                model=request.model,
+                stream=request.stream,
+                session_id=_session_id(exchange),
+                block_ids=blocks,
+                started=call.started,
+            )
+        except GatewayError:
+            self._allowances.put_back(limits, blocks)
+            self._pool.put_back(connection)
+            raise
+        call.relay = relay
+        head = _request_head(exchange, request)
+        relay.dispatch(connection, head, request.sent.body)
+        return relay
+
+    async def _outcome(self, call: Call, relay: Relay) -> Outcome:
+        self._relays.add(relay)
+        self._metrics.stream_opened()
+        try:
+            outcome: Outcome = await relay.outcome
+            return outcome
+        except asyncio.CancelledError:
+            relay.on_client_gone()
+            raise
+        finally:
+            self._metrics.stream_closed()
+            self._relays.discard(relay)
+            call.relay = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Sent:
+    """What goes up in place of the client's body."""
+
+    body: bytes
+    asked_usage: bool  # the gateway asked for the usage event
+    drop_content_encoding: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Request:
+    endpoint: Endpoint
+    path: str  # as the client named it, but for an alias in it
+    target: Target
+    model: str | None  # as the client named it
+    stream: bool
+    sent: _Sent
+
+
+def _edited(
+    body: bytes,
+    fields: bodies.DecidingFields,
+    *,
+    route: Route,
+    endpoint: Endpoint,
+    stream: bool,
+    is_compressed: bool,
+) -> _Sent:
+    """Return the body as it goes up: the client's own bytes, but for an alias and the usage."""
+    asks_usage = (
+        stream
+        and endpoint.generates
+        and endpoint.wire is openai.FORMAT
+        and route.targets[0].asks_usage
+        and not fields.asks_usage
+    )
+    model = route.model if route.alias is not None and endpoint.model_in == "body" else None
+    if not asks_usage and model is None:
+        return _Sent(body=body, asked_usage=False, drop_content_encoding=False)
+    return _Sent(
+        body=bodies.edited(fields, model=model, asks_usage=asks_usage),
+        asked_usage=asks_usage,
+        drop_content_encoding=is_compressed,
+    )
+
+
+def _request_head(exchange: Exchange, request: _Request) -> bytes:
+    """Return the request line and headers that go to the vendor."""
+    target = request.target
+    path = target.kind.target_path(target.base.path, request.path)
+    query = upstream_query(exchange.query)
+    if query:
+        path = f"{path}?{query.decode('ascii')}"
+    headers = upstream_headers(
+        exchange.headers,
+        target=target,
+        stream=request.stream,
+        body_length=len(request.sent.body),
+        drop_content_encoding=request.sent.drop_content_encoding,
+    )
+    return b"%b %b HTTP/1.1\r\n%b\r\n" % (exchange.method, path.encode("ascii"), headers)
+
+
+def _path(match: Match, route: Route) -> str:
+    if match.endpoint.model_in == "path" and route.alias is not None and route.model is not None:
+        return match.path_for(route.model)
+    return match.path
+
+
+def _header(exchange: Exchange, wanted: bytes) -> bytes | None:
+    for name, value in exchange.headers:
+        if name == wanted:
+            return value
+    return None
+
+
+def _session_id(exchange: Exchange) -> str | None:
+    for name, value in exchange.headers:
+        if name in _SESSION_HEADERS:
+            return header_text(value)
+    return None

@@ -1,0 +1,293 @@
+"""Which paths the gateway serves: one table per wire format, and how a path is read.
+
+A path that is not in a table is not served, so a vendor's administration can't be reached. Paths
+are compared as sent: what a server behind us might normalise into another path is refused.
+Reserved first segments match before vendor names: `/v1/…` is never a vendor's.
+"""
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Final, Literal
+from urllib.parse import quote, unquote_to_bytes
+
+from gateway.errors import MethodNotAllowed, NoRoute, RequestInvalid
+from gateway.metering.meter import MeterFormat
+from gateway.proxy.routing import model_problem
+from gateway.vendors import anthropic, gemini, openai
+from gateway.vendors.registry import InvalidVendorName, check_vendor_name
+from gateway.vendors.vendor import WireFormat
+
+Headers = Sequence[tuple[bytes, bytes]]
+
+_POST: Final = frozenset({b"POST"})
+_READ: Final = frozenset({b"GET", b"HEAD"})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Endpoint:
+    """One operation of a wire format.
+
+    - `wire`: how its client talks; `meter`: a MeterFormat, how its answers tell usage.
+    - `counts`: it takes allowance; `generates`: it is metered.
+    - `model_in`: where the request names the model; `body`: what the request's body is.
+    - `always_streams`: the path alone says that the answer is a stream.
+    - `is_own`: the gateway answers by itself, no vendor is called.
+    """
+
+    name: str
+    wire: WireFormat
+    methods: frozenset[bytes]
+    meter: str = MeterFormat.NONE
+    counts: bool = False
+    generates: bool = False
+    model_in: Literal["body", "path", "none"] = "none"
+    body: Literal["json", "none"] = "none"
+    always_streams: bool = False
+    is_own: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Match:
+    """What a path means: an endpoint, and the vendor that it names, if it does.
+
+    `path` is what follows the vendor's name, as sent; `model_in_path` is decoded, without the
+    prefix `models/`.
+    """
+
+    endpoint: Endpoint
+    vendor: str | None
+    path: str
+    model_in_path: str | None = None
+
+    def path_for(self, model: str) -> str:
+        """Return `path` with another model in it, for an alias; only where it names a model."""
+        assert self.model_in_path is not None
+        version = self.path.split("/", 2)[1]
+        verb = self.path.rpartition(":")[2]
+        name = quote(model, safe="/:@") if model.startswith(_TUNED) else _quoted_model(model)
+        return f"/{version}/{name}:{verb}"
+
+
+CHAT_COMPLETIONS: Final = Endpoint(
+    name="chat.completions",
+    wire=openai.FORMAT,
+    methods=_POST,
+    meter=MeterFormat.OPENAI_CHAT,
+    counts=True,
+    generates=True,
+    model_in="body",
+    body="json",
+)
+MESSAGES: Final = Endpoint(
+    name="messages",
+    wire=anthropic.FORMAT,
+    methods=_POST,
+    meter=MeterFormat.ANTHROPIC_MESSAGES,
+    counts=True,
+    generates=True,
+    model_in="body",
+    body="json",
+)
+COUNT_TOKENS: Final = Endpoint(
+    name="messages.count_tokens",
+    wire=anthropic.FORMAT,
+    methods=_POST,
+    model_in="body",
+    body="json",
+)
+GENERATE_CONTENT: Final = Endpoint(
+    name="generateContent",
+    wire=gemini.FORMAT,
+    methods=_POST,
+    meter=MeterFormat.GEMINI_GENERATE,
+    counts=True,
+    generates=True,
+    model_in="path",
+    body="json",
+)
+STREAM_GENERATE_CONTENT: Final = Endpoint(
+    name="streamGenerateContent",
+    wire=gemini.FORMAT,
+    methods=_POST,
+    meter=MeterFormat.GEMINI_GENERATE,
+    counts=True,
+    generates=True,
+    model_in="path",
+    body="json",
+    always_streams=True,
+)
+GEMINI_COUNT_TOKENS: Final = Endpoint(
+    name="countTokens",
+    wire=gemini.FORMAT,
+    methods=_POST,
+    model_in="path",
+    body="json",
+)
+
+
+def _by_format(name: str, *, model_in: Literal["path", "none"]) -> Mapping[str, Endpoint]:
+    formats = (openai.FORMAT, anthropic.FORMAT, gemini.FORMAT)
+    return MappingProxyType(
+        {
+            wire.name: Endpoint(name=name, wire=wire, methods=_READ, model_in=model_in, is_own=True)
+            for wire in formats
+        }
+    )
+
+
+LIST_MODELS: Final = _by_format("models.list", model_in="none")
+GET_MODEL: Final = _by_format("models.get", model_in="path")
+
+# The whole path decides. Paths with a model in them, and the lists of models, are read below.
+_EXACT: Final[Mapping[str, Endpoint]] = MappingProxyType(
+    {
+        "/v1/chat/completions": CHAT_COMPLETIONS,
+        "/v1/messages": MESSAGES,
+        "/v1/messages/count_tokens": COUNT_TOKENS,
+    }
+)
+_MATCHES: Final[Mapping[str, Match]] = MappingProxyType(
+    {path: Match(endpoint=one, vendor=None, path=path) for path, one in _EXACT.items()}
+)
+_VERBS: Final[Mapping[str, Endpoint]] = MappingProxyType(
+    {one.name: one for one in (GENERATE_CONTENT, STREAM_GENERATE_CONTENT, GEMINI_COUNT_TOKENS)}
+)
+
+_MODELS: Final = "models/"
+_TUNED: Final = "tunedModels/"
+_VERSIONS: Final = ("/v1/", "/v1beta/")
+
+# Visible characters that mean nothing to a server but themselves, and escapes.
+_PATH: Final = re.compile(r"(?:/[A-Za-z0-9._~!$&'()*+,=:@%-]+)+")
+# An escape that is none; one of a control character, '%', '.', ';' or '\'.
+_BAD_ESCAPE: Final = re.compile(
+    r"%(?![0-9A-Fa-f]{2})|%(?:[01][0-9A-Fa-f]|7[Ff]|25|2[Ee]|3[Bb]|5[Cc])"
+)
+_DOTS: Final = frozenset({"", ".", ".."})
+_BAD_PATH: Final = "The request's path is not plain: it has '//', '.', '..', ';' or an odd escape."
+
+
+def find(path: str, *, method: bytes, headers: Headers) -> Match:
+    """Return what a path means; header names are in lower case.
+
+    Raises NoRoute, MethodNotAllowed (with `allow`), RequestInvalid.
+    """
+    match = _MATCHES.get(path)
+    if match is None:
+        match = _read(path, method=method, headers=headers)
+    if method not in match.endpoint.methods:
+        allow = b", ".join(sorted(match.endpoint.methods)).decode()
+        raise MethodNotAllowed(headers={"allow": allow})
+    return match
+
+
+def guess_wire(path: str, headers: Headers) -> WireFormat:
+    """Return the wire format that an error is told in where no endpoint was found."""
+    if "/v1beta/" in path or path.rpartition(":")[2] in _VERBS:
+        return gemini.FORMAT
+    if "/v1/messages" in path:
+        return anthropic.FORMAT
+    return _format_of_headers(headers)
+
+
+def _read(path: str, *, method: bytes, headers: Headers) -> Match:
+    _check_plain(path)
+    vendor: str | None = None
+    below = path
+    if not path.startswith(_VERSIONS):
+        name, slash, rest = path[1:].partition("/")
+        try:
+            vendor = check_vendor_name(name)
+        except InvalidVendorName:
+            raise NoRoute from None
+        below = slash + rest
+    exact = _EXACT.get(below)
+    if exact is not None:
+        return Match(endpoint=exact, vendor=vendor, path=below)
+    for version in _VERSIONS:
+        if below.startswith(version):
+            return _read_models(
+                below, below[len(version) :], vendor=vendor, method=method, headers=headers
+            )
+    raise NoRoute
+
+
+def _read_models(
+    path: str, rest: str, *, vendor: str | None, method: bytes, headers: Headers
+) -> Match:
+    """Read what stands behind the version: a list of models, one model, or a model and a verb."""
+    is_gemini = path.startswith("/v1beta/")
+    wire = gemini.FORMAT if is_gemini else _format_of_headers(headers)
+    if rest == "models":
+        return Match(endpoint=LIST_MODELS[wire.name], vendor=vendor, path=path)
+    collection, slash, name = rest.partition("/")
+    collection += slash
+    if not name or collection not in (_MODELS, _TUNED):
+        raise NoRoute
+    named, _, verb = name.rpartition(":")
+    endpoint = _VERBS.get(verb)
+    if endpoint is not None and named and "/" not in named:
+        return Match(
+            endpoint=endpoint, vendor=vendor, path=path, model_in_path=_model(collection, named)
+        )
+    if collection == _TUNED or (method not in _READ and ":" in name):
+        raise NoRoute  # an operation that is not in the table
+    return Match(
+        endpoint=GET_MODEL[wire.name],
+        vendor=vendor,
+        path=path,
+        model_in_path=_model(collection, name),
+    )
+
+
+def _check_plain(path: str) -> None:
+    if not _PATH.fullmatch(path):
+        if path == "/" or (path.endswith("/") and _PATH.fullmatch(path[:-1])):
+            raise NoRoute
+        raise RequestInvalid(_BAD_PATH)
+    if "%" in path:
+        if _BAD_ESCAPE.search(path):
+            raise RequestInvalid(_BAD_PATH)
+        opened = path.replace("%2F", "/").replace("%2f", "/")
+        # Escapes are for model names, the last part of a path.
+        if not _is_in_model(path):
+            raise RequestInvalid(_BAD_PATH)
+    else:
+        opened = path
+    if not _DOTS.isdisjoint(opened[1:].split("/")):
+        raise RequestInvalid(_BAD_PATH)
+
+
+def _is_in_model(path: str) -> bool:
+    """Return whether a path's first escape stands behind `models/` or `tunedModels/`."""
+    before = path[: path.index("%")]
+    return "/" + _MODELS in before or "/" + _TUNED in before
+
+
+def _model(collection: str, name: str) -> str:
+    """Return the model that a part of a path names. Raises RequestInvalid."""
+    try:
+        model = unquote_to_bytes(name).decode()
+    except UnicodeDecodeError as error:
+        raise RequestInvalid(_BAD_PATH) from error
+    model = model.removeprefix(_MODELS) if collection == _MODELS else _TUNED + model
+    problem = model_problem(model)
+    if problem is not None:
+        raise RequestInvalid(f"The model in the path {problem}.")
+    return model
+
+
+def _quoted_model(model: str) -> str:
+    return _MODELS + quote(model, safe=":@")
+
+
+def _format_of_headers(headers: Iterable[tuple[bytes, bytes]]) -> WireFormat:
+    """Return the wire format whose mark is among a request's headers; without one, OpenAI's."""
+    for name, _ in headers:
+        if name == b"anthropic-version":
+            return anthropic.FORMAT
+        if name == b"x-goog-api-client":  # Google's SDKs, of which some ask below /v1
+            return gemini.FORMAT
+    return openai.FORMAT

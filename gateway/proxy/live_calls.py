@@ -1,0 +1,135 @@
+"""Open calls by whom they belong to, so that they can be cut.
+
+Every call is registered and unregistered, so both cost a dictionary look-up and a set operation.
+What takes longer is done once for a token and not for each call: its group is indexed by token,
+parent, user, workspace and org, and stays when its last call ends, until groups are swept.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import Final, Protocol
+
+from gateway.auth.caller import Caller, Subject
+from gateway.errors import GatewayError, TokenRevoked
+
+GROUPS_SWEPT_AT_MIN: Final = 1_024  # tokens; below it, those without an open call may stay
+
+
+class LiveCall(Protocol):
+    """An open call."""
+
+    @property
+    def caller(self) -> Caller:
+        """Who makes it."""
+        ...
+
+    def cut(self, error: GatewayError) -> None:
+        """End it now, in the wire format's own way; may unregister it."""
+        ...
+
+
+class _Group:
+    """The open calls of one token, and every subject under which they are found."""
+
+    __slots__ = ("caller", "calls", "subjects")
+
+    def __init__(self) -> None:
+        self.caller: Caller | None = None  # the one registered last; its subjects are in the index
+        self.calls: set[LiveCall] = set()
+        self.subjects: set[Subject] = set()
+
+
+class LiveCalls:
+    """The open calls of one worker."""
+
+    def __init__(self, *, on_cut_failed: Callable[[Exception], None]) -> None:
+        """`on_cut_failed` hears what the cut of a call raised; the others are cut all the same."""
+        self._on_cut_failed = on_cut_failed
+        self._groups: dict[str, _Group] = {}  # by token id
+        self._index: dict[Subject, set[_Group]] = {}
+        self._sweep_at = GROUPS_SWEPT_AT_MIN
+
+    def __iter__(self) -> Iterator[LiveCall]:
+        """Go over the calls that are open now; they may end meanwhile."""
+        return iter([call for group in self._groups.values() for call in group.calls])
+
+    @property
+    def count(self) -> int:
+        """How many calls are open."""
+        return sum(len(group.calls) for group in self._groups.values())
+
+    def token_ids(self) -> list[str]:
+        """Return the tokens with an open call."""
+        return [token_id for token_id, group in self._groups.items() if group.calls]
+
+    def register(self, call: LiveCall) -> None:
+        """Take in a call that begins. `call.caller` stays the same until it is unregistered."""
+        caller = call.caller
+        group = self._groups.get(caller.token_id)
+        if group is None or group.caller is not caller:
+            group = self._group_of(caller)
+        group.calls.add(call)
+
+    def unregister(self, call: LiveCall) -> None:
+        """Let a call go that has ended; again is no mistake."""
+        group = self._groups.get(call.caller.token_id)
+        if group is not None:
+            group.calls.discard(call)
+
+    def cut(
+        self, kind: str, subject_id: str, reason: Callable[[], GatewayError] = TokenRevoked
+    ) -> int:
+        """Cut the open calls of a token and its child tokens, a user, a workspace or an org.
+
+        `reason` makes the error that each of them ends with. Return how many were cut.
+        """
+        subject = kind, subject_id
+        return self._cut(
+            [
+                call
+                for group in self._index.get(subject, ())
+                for call in group.calls
+                if subject in call.caller.subjects
+            ],
+            reason,
+        )
+
+    def cut_all(self, reason: Callable[[], GatewayError]) -> int:
+        """Cut every open call. Return how many were cut."""
+        return self._cut(list(self), reason)
+
+    def _cut(self, calls: list[LiveCall], reason: Callable[[], GatewayError]) -> int:
+        cut = 0
+        for call in calls:
+            try:
+                call.cut(reason())
+            except Exception as error:  # noqa: BLE001 - one call's trouble is not the others'
+                self._on_cut_failed(error)
+            else:
+                cut += 1
+        return cut
+
+    def _group_of(self, caller: Caller) -> _Group:
+        """Return the group of a token, found under all subjects of this caller."""
+        group = self._groups.get(caller.token_id)
+        if group is None:
+            if len(self._groups) >= self._sweep_at:
+                self._sweep()
+            group = self._groups[caller.token_id] = _Group()
+        group.caller = caller
+        for subject in caller.subjects:
+            if subject not in group.subjects:
+                group.subjects.add(subject)
+                self._index.setdefault(subject, set()).add(group)
+        return group
+
+    def _sweep(self) -> None:
+        """Drop the groups without a call; each sweep is paid for by as many new groups."""
+        for token_id, group in list(self._groups.items()):
+            if not group.calls:
+                del self._groups[token_id]
+                for subject in group.subjects:
+                    groups = self._index[subject]
+                    groups.discard(group)
+                    if not groups:
+                        del self._index[subject]
+        self._sweep_at = max(GROUPS_SWEPT_AT_MIN, 2 * len(self._groups))

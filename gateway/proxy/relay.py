@@ -1,0 +1,399 @@
+"""One vendor's answer on its way to the client: bytes pass as they come, a copy is metered.
+
+A relay hears from three sides: the vendor's connection (`Reply`), the client's (`Sink`), and
+whoever cuts the call (`cut`). Whatever happens first closes the record, before the last bytes go
+out and in the same step of the loop; what comes after that changes nothing.
+
+An answer that can't go on never looks as if it had ended: the client gets its format's own error
+event, at an event boundary, or where no event of ours can be put in, a broken connection.
+"""
+
+import asyncio
+from enum import Enum, auto
+from typing import Final
+
+from gateway.errors import (
+    GatewayError,
+    VendorBroke,
+    VendorKeyRefused,
+    VendorTimeout,
+)
+from gateway.limits import FIRST_BYTE_SECONDS_MAX, IDLE_SECONDS_MAX, STREAM_TOTAL_SECONDS_MAX
+from gateway.metering.decoding import DECODERS, DecodingStopped
+from gateway.metering.meter import Meter, NullMeter, open_meter
+from gateway.metering.sse import EventBoundary, UsageEventFilter
+from gateway.metering.usage import Usage
+from gateway.proxy.call_record import CallRecord, Status, header_text
+from gateway.proxy.endpoints import Endpoint
+from gateway.proxy.error_responses import mask_key, stream_error
+from gateway.proxy.headers import downstream_headers
+from gateway.proxy.lane import Exchange, Headers
+from gateway.proxy.routing import Target
+from gateway.proxy.upstream import UpstreamConnection
+
+ERROR_BODY_BYTES_MAX: Final = 1024 * 1024  # held to look for the vendor key; a longer one is broken
+BOUNDARY_WAIT_SECONDS: Final = 0.1  # for the event that is under way to end, before ours
+STATUS_ERROR_MIN: Final = 400
+
+_NO_BODY: Final = (204, 304)
+_REQUEST_ID_HEADERS: Final = (
+    b"x-request-id",
+    b"request-id",
+    b"x-goog-request-id",
+    b"apim-request-id",
+)
+
+
+class Outcome(Enum):
+    """What is left to do for whoever dispatched the request."""
+
+    ANSWERED = auto()  # nothing: the client has its answer, or is gone
+    RETRY = auto()  # a reused connection died before any byte: another attempt may be made
+    REFUSED = auto()  # nothing was written to the client yet: `error` is to be told
+
+
+class RelayTimes:
+    """Deadlines of an answer, in seconds. Settings may lower them."""
+
+    def __init__(
+        self,
+        *,
+        first_byte_seconds: float = FIRST_BYTE_SECONDS_MAX,
+        idle_seconds: float = IDLE_SECONDS_MAX,
+        total_seconds: float = STREAM_TOTAL_SECONDS_MAX,
+    ) -> None:
+        """`total_seconds` is counted from the dispatch."""
+        self.first_byte_seconds = first_byte_seconds
+        self.idle_seconds = idle_seconds
+        self.total_seconds = total_seconds
+
+
+class Relay:
+    """The answer to one attempt. It is the vendor connection's Reply and the client's Sink."""
+
+    def __init__(
+        self,
+        *,
+        exchange: Exchange,
+        record: CallRecord,
+        endpoint: Endpoint,
+        target: Target,
+        call_id: str,
+        stream: bool,
+        take_usage_out: bool,
+        bytes_up: int,
+        may_retry: bool,
+        times: RelayTimes,
+        loop: asyncio.AbstractEventLoop,
+    ) -> None:
+        """`take_usage_out`: the stream's usage event is there because the gateway asked for it."""
+        self.outcome = loop.create_future()
+        self.error: GatewayError | None = None
+        self.connection: UpstreamConnection | None = None
+        self._exchange = exchange
+        self._record = record
+        self._endpoint = endpoint
+        self._target = target
+        self._call_id = call_id
+        self._stream = stream
+        self._filter = UsageEventFilter() if take_usage_out else None
+        self._bytes_up = bytes_up
+        self._may_retry = may_retry
+        self._times = times
+        self._loop = loop
+        self._started = self._last_byte = loop.time()
+        self._status = 0
+        self._reason = b""
+        self._headers: Headers = []
+        self._error_body: bytearray | None = None  # held until it is whole
+        self._meter: Meter = NullMeter()
+        self._boundary = EventBoundary()
+        self._is_events = False
+        self._has_length = False
+        self._bytes_down = 0
+        self._ending: tuple[Status, GatewayError] | None = None  # at the next boundary
+        self._timer: asyncio.TimerHandle | None = None
+
+    def dispatch(self, connection: UpstreamConnection, head: bytes, body: bytes) -> None:
+        """Send the request. The record has to be open."""
+        self.connection = connection
+        self._exchange.sink = self
+        connection.send(self, head, body)
+
+    # Reply: what the vendor sends
+
+    def on_head(self, status: int, reason: bytes, headers: Headers) -> None:
+        """Decide how the answer is passed on."""
+        record = self._record
+        self._last_byte = self._loop.time()
+        record.first_byte()
+        record.http_status = status
+        self._status = status
+        self._reason = reason
+        self._headers = [(name.lower(), value) for name, value in headers]
+        content_type = content_encoding = b""
+        for name, value in self._headers:
+            if name == b"content-type":
+                content_type = value
+            elif name == b"content-encoding":
+                content_encoding = value
+            elif name in _REQUEST_ID_HEADERS and record.vendor_request_id is None:
+                record.vendor_request_id = header_text(value)
+        if status >= STATUS_ERROR_MIN:
+            self._error_body = bytearray()
+            return
+        self._meter = open_meter(
+            self._endpoint.meter,
+            stream=self._stream,
+            status=status,
+            content_type=content_type,
+            content_encoding=content_encoding,
+        )
+        self._is_events = content_type.partition(b";")[0].strip().lower() == b"text/event-stream"
+        if content_encoding or not self._is_events:
+            self._filter = None
+        self._begin(self._headers)
+
+    def _begin(self, headers: Headers, *, length: int | None = None) -> None:
+        """Write the answer's head to the client."""
+        if length is None and self._filter is None:
+            length = _content_length(headers)
+        no_body = self._exchange.is_head or self._status in _NO_BODY
+        self._has_length = length is not None
+        passed = downstream_headers(headers)
+        passed.append((b"x-kaixu-call-id", self._call_id.encode()))
+        self._exchange.begin(self._status, self._reason, passed, length=length, no_body=no_body)
+
+    def on_data(self, data: bytes) -> None:
+        """Pass a piece of the body on, feed the meter with the copy."""
+        self._last_byte = self._loop.time()
+        if self._error_body is not None:
+            self._error_body += data
+            if len(self._error_body) > ERROR_BODY_BYTES_MAX:
+                self._fail(Status.VENDOR_BROKE, VendorBroke())
+            return
+        passed = data if self._filter is None else self._filter.feed(data)
+        if passed:
+            self._bytes_down += len(passed)
+            self._exchange.send(passed)
+            if self._is_events:
+                self._boundary.feed(passed)
+        self._meter.feed(data)
+
+    def on_read_done(self) -> None:
+        """Write what one read brought."""
+        if self.outcome.done() or self._error_body is not None:
+            return
+        if self._meter.is_over:
+            self._note_end()
+        self._exchange.flush()
+        if self._ending is not None and self._boundary.at_boundary:
+            self._end_with_error()
+
+    def _note_end(self) -> None:
+        """Have it in the journal that the client may have all, before it gets the end mark."""
+        self._record.note_end(
+            self._meter.usage_so_far(), bytes_up=self._bytes_up, bytes_down=self._bytes_down
+        )
+
+    def on_end(self) -> None:
+        """The answer is whole."""
+        if self.outcome.done():
+            return
+        if self._error_body is not None:
+            self._end_refusal(bytes(self._error_body))
+            return
+        rest = self._filter.finish() if self._filter is not None else b""
+        if rest:
+            self._bytes_down += len(rest)
+            self._exchange.send(rest)
+        self._close(self._final_status(), complete=True)
+        self._exchange.finish()
+        self._done(Outcome.ANSWERED)
+
+    def _final_status(self) -> Status:
+        """Return how an answer ended whose framing says that it is whole."""
+        if self._meter.stream_error:
+            return Status.VENDOR_ERROR
+        if self._is_events and not self._meter.saw_end:
+            return Status.VENDOR_BROKE
+        return Status.COMPLETE
+
+    def _end_refusal(self, body: bytes) -> None:
+        """Pass a vendor's refusal on, unless it is about our own key."""
+        kind = self._target.kind
+        plain = _decoded(body, self._headers)
+        if kind.bad_key(self._status, plain):
+            self._fail(Status.VENDOR_ERROR, VendorKeyRefused())
+            return
+        headers = self._headers
+        masked = mask_key(plain, self._target.key)
+        if masked != plain:
+            body = masked
+            headers = [header for header in headers if header[0] != b"content-encoding"]
+        self._bytes_down = len(body)
+        self._close(Status.VENDOR_ERROR, complete=True)
+        if self._exchange.is_head:
+            self._begin(headers)
+        else:
+            self._begin(headers, length=len(body))
+            self._exchange.send(body)
+        self._exchange.finish()
+        self._done(Outcome.ANSWERED)
+
+    def on_broken(self, *, any_byte: bool) -> None:
+        """The vendor's connection died in the middle."""
+        self.connection = None
+        if self.outcome.done():
+            return
+        if not any_byte:
+            reason = "no_answer"
+            self._close(Status.VENDOR_BROKE, complete=False, reason=reason)
+            self.error = VendorBroke()
+            self._done(Outcome.RETRY if self._may_retry else Outcome.REFUSED)
+            return
+        self._fail(Status.VENDOR_BROKE, VendorBroke())
+
+    def on_drained(self) -> None:
+        """The vendor took what waited; the request was written in one piece anyway."""
+
+    # Sink: what becomes of the client
+
+    def on_client_gone(self) -> None:
+        """Cancel the vendor's work at once."""
+        if self.outcome.done():
+            return
+        self._close(Status.CLIENT_CLOSED, complete=False)
+        self._abort_vendor()
+        self._done(Outcome.ANSWERED)
+
+    def on_client_behind(self) -> None:
+        """Read no more from the vendor."""
+        if self.connection is not None:
+            self.connection.pause()
+
+    def on_client_ready(self) -> None:
+        """Read on."""
+        if self.connection is not None:
+            self._last_byte = self._loop.time()
+            self.connection.resume()
+
+    # cutting
+
+    def cut(self, status: Status, error: GatewayError) -> None:
+        """End the answer now: its token is revoked, its time is over."""
+        if self.outcome.done() or self._ending is not None:
+            return
+        self._fail(status, error)
+
+    def check_deadlines(self, now: float) -> None:
+        """Cut what is over a deadline; call about once a second."""
+        if self.outcome.done() or self._ending is not None:
+            return
+        if now - self._started > self._times.total_seconds:
+            self._fail(Status.DEADLINE, VendorTimeout("The longest time for a call is over."))
+        elif self._status == 0:
+            if now - self._started > self._times.first_byte_seconds:
+                self._fail(Status.DEADLINE, VendorTimeout())
+        elif now - self._last_byte > self._times.idle_seconds and not self._is_behind():
+            self._fail(Status.DEADLINE, VendorTimeout("The vendor fell silent."))
+
+    def _is_behind(self) -> bool:
+        return self.connection is not None and self.connection.paused
+
+    def _fail(self, status: Status, error: GatewayError) -> None:
+        """End an answer that can't go on."""
+        if not self._exchange.started:
+            self._close(status, complete=False, reason=error.reason)
+            self._abort_vendor()
+            self.error = error
+            self._done(Outcome.REFUSED)
+            return
+        event = stream_error(
+            self._endpoint.wire, reason=error.reason, message=error.message, call_id=self._call_id
+        )
+        if event is None or not self._is_events or self._has_length:
+            self._break(status, error)
+            return
+        self._ending = (status, error)
+        if self.connection is None or self._boundary.at_boundary:
+            self._end_with_error()
+        else:
+            self._timer = self._loop.call_later(BOUNDARY_WAIT_SECONDS, self._end_with_error)
+
+    def _end_with_error(self) -> None:
+        """Write the format's error event, after which a client knows that this was not all."""
+        if self.outcome.done() or self._ending is None:
+            return
+        status, error = self._ending
+        exchange = self._exchange
+        event = stream_error(
+            self._endpoint.wire, reason=error.reason, message=error.message, call_id=self._call_id
+        )
+        if event is None or not exchange.can_take_bytes_of_ours or self._is_encoded():
+            self._break(status, error)
+            return
+        self._close(status, complete=False, reason=error.reason)
+        self._abort_vendor()
+        exchange.keep_alive = False
+        exchange.send(event if self._boundary.at_boundary else b"\n\n" + event)
+        exchange.finish()
+        self._done(Outcome.ANSWERED)
+
+    def _break(self, status: Status, error: GatewayError) -> None:
+        self._close(status, complete=False, reason=error.reason)
+        self._abort_vendor()
+        self._exchange.abort()
+        self._done(Outcome.ANSWERED)
+
+    def _is_encoded(self) -> bool:
+        return any(name == b"content-encoding" for name, _ in self._headers)
+
+    def _close(self, status: Status, *, complete: bool, reason: str | None = None) -> None:
+        if self._record.closed:
+            return
+        if self._meter.is_over and not self._meter.stream_error:
+            status, complete, reason = Status.COMPLETE, True, None  # the client has it all
+        usage = self._meter.finish(complete=complete) if self._status else Usage()
+        self._record.close(
+            status,
+            usage,
+            reason=reason,
+            bytes_up=self._bytes_up,
+            bytes_down=self._bytes_down,
+        )
+
+    def _abort_vendor(self) -> None:
+        connection, self.connection = self.connection, None
+        if connection is not None:
+            connection.abort()
+
+    def _done(self, outcome: Outcome) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self.connection = None
+        self._exchange.sink = None
+        if not self.outcome.done():
+            self.outcome.set_result(outcome)
+
+
+def _content_length(headers: Headers) -> int | None:
+    """Return the length that the vendor gave; the parser has checked it."""
+    for name, value in headers:
+        if name == b"content-length":
+            return int(value)
+    return None
+
+
+def _decoded(body: bytes, headers: Headers) -> bytes:
+    """Return a refusal's body opened, or as it came where it can't be."""
+    for name, value in headers:
+        if name == b"content-encoding":
+            decoder = DECODERS.get(value.strip().lower())
+            if decoder is None:
+                return body
+            try:
+                return decoder().feed(body)
+            except DecodingStopped:
+                return body
+    return body

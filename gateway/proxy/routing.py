@@ -1,0 +1,273 @@
+"""Where a call goes: from a vendor's name or a model's name to targets, in order.
+
+A vendor that the path names comes first; then an alias; then the vendor with the most specific
+pattern for the model; then the wire format's default. Nothing is translated: only vendors that
+talk as the client does are candidates, and where a name leads to another one, the refusal says so.
+
+Pure, and shared with the control plane, which refuses ambiguity when it is configured.
+"""
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from fnmatch import translate
+from itertools import combinations
+from typing import Final, Protocol
+
+from gateway.connect_guard import BaseUrl
+from gateway.errors import NoRoute, VendorKeyRefused
+from gateway.vendors.vendor import MODEL_ID_CHARS_MAX, VendorKind
+
+_WILD: Final = re.compile(r"[*?\[]")
+_WILD_TOKENS: Final = frozenset("*?")
+_ANYTHING: Final = (False, 0, 0)  # how specific '*' is
+_OTHER_FORMAT: Final = (
+    "leads to a vendor that talks in another wire format, and the gateway translates nothing. "
+    "Call it by that format's path."
+)
+_KEY_UNUSABLE: Final = (
+    "The gateway can't use its own key for this vendor. Tell the gateway's operator; "
+    "your token is fine."
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Target:
+    """A vendor as a call needs it.
+
+    `models` are the names or globs of the models that it takes, None where nothing is said.
+    `asks_usage`: streams report usage only when asked. `account_headers`: clients may select an
+    account of the vendor's. `problem` says why it can't be called, None where it can.
+    """
+
+    vendor_id: str
+    name: str
+    kind: VendorKind
+    base: BaseUrl
+    is_private: bool
+    is_default: bool
+    models: tuple[str, ...] | None
+    asks_usage: bool
+    account_headers: bool
+    is_simulator: bool
+    credential: tuple[bytes, bytes] = field(repr=False)  # name (lower case) and value of a header
+    key: bytes = field(repr=False)  # looked for in what the vendor answers
+    problem: str | None = None
+    head: bytes = field(init=False, repr=False, compare=False)  # its own lines of a request's head
+
+    def __post_init__(self) -> None:
+        name, value = self.credential
+        host = self.base.authority.encode()
+        credential = b"%b: %b\r\n" % (name, value) if name else b""
+        object.__setattr__(self, "head", b"host: %b\r\n%b" % (host, credential))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Route:
+    """Where a call may go. `model` is the vendor's name for it, `alias` what the client said."""
+
+    targets: tuple[Target, ...]
+    model: str | None
+    alias: str | None = None
+
+
+class Patterned(Protocol):
+    """What is compared of a vendor when it is configured."""
+
+    @property
+    def name(self) -> str:
+        """The vendor's name."""
+        ...
+
+    @property
+    def kind(self) -> VendorKind:
+        """How it is called."""
+        ...
+
+    @property
+    def models(self) -> Sequence[str] | None:
+        """Names or globs of the models that it takes."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Pattern:
+    """A glob of a target, compiled."""
+
+    text: str
+    compiled: re.Pattern[str]
+    target: Target
+
+
+class RoutingTable:
+    """All targets and aliases at one time; never changes."""
+
+    def __init__(
+        self, targets: Iterable[Target], aliases: Mapping[str, tuple[str, str]] | None = None
+    ) -> None:
+        """`targets` in the order in which they were added; `aliases`: name → (vendor, model)."""
+        self.targets: Final = tuple(targets)
+        self.aliases: Final[Mapping[str, tuple[str, str]]] = dict(aliases or {})
+        self._by_name = {target.name: target for target in self.targets}
+        self._defaults: dict[str, Target] = {}
+        self._exact: dict[tuple[str, str], Target] = {}  # by wire format and model
+        self._patterns: dict[str, list[_Pattern]] = {}  # by wire format, the most specific first
+        for target in sorted(self.targets, key=lambda one: not one.is_default):
+            self._defaults.setdefault(target.kind.wire.name, target)
+        for target in self.targets:
+            self._add_patterns(target)
+        for patterns in self._patterns.values():
+            patterns.sort(key=lambda one: specificity(one.text), reverse=True)
+
+    def _add_patterns(self, target: Target) -> None:
+        wire_name = target.kind.wire.name
+        for text in target.models or ():
+            self._exact.setdefault((wire_name, text), target)  # a name may have brackets in it
+            if _WILD.search(text):
+                pattern = _Pattern(text=text, compiled=re.compile(translate(text)), target=target)
+                self._patterns.setdefault(wire_name, []).append(pattern)
+
+    def target(self, name: str) -> Target | None:
+        """Return the target of this name, or None."""
+        return self._by_name.get(name)
+
+    def route(self, *, wire_name: str, vendor: str | None, model: str | None) -> Route:
+        """Return where a call goes, as its client talks and says. Raises NoRoute.
+
+        Raises VendorKeyRefused where the first target can't be called for its key.
+        """
+        route = self._route(wire_name=wire_name, vendor=vendor, model=model)
+        if route.targets[0].problem is not None:
+            raise VendorKeyRefused(_KEY_UNUSABLE)
+        return route
+
+    def _route(self, *, wire_name: str, vendor: str | None, model: str | None) -> Route:
+        if vendor is not None:
+            target = self._by_name.get(vendor)
+            if target is None:
+                raise NoRoute("The gateway has no vendor of this name.")
+            if target.kind.wire.name != wire_name:
+                raise NoRoute(f"This path {_OTHER_FORMAT}")
+            return Route(targets=(target,), model=model)
+        if model is not None:
+            alias = self.aliases.get(model)
+            if alias is not None:
+                return self._alias(model, alias, wire_name=wire_name)
+            target = self._match(model, wire_name)
+            if target is not None:
+                return Route(targets=(target,), model=model)
+        target = self._defaults.get(wire_name)
+        if target is None and model is not None and self._is_elsewhere(model, wire_name):
+            raise NoRoute(f"This model {_OTHER_FORMAT}")
+        if target is None:
+            raise NoRoute("The gateway has no vendor for this wire format.")
+        return Route(targets=(target,), model=model)
+
+    def _alias(self, name: str, alias: tuple[str, str], *, wire_name: str) -> Route:
+        vendor, model = alias
+        target = self._by_name.get(vendor)
+        if target is None:
+            raise NoRoute("This model is an alias for a vendor that the gateway no longer has.")
+        if target.kind.wire.name != wire_name:
+            raise NoRoute(f"This model is an alias. It {_OTHER_FORMAT}")
+        return Route(targets=(target,), model=model, alias=name)
+
+    def _match(self, model: str, wire_name: str) -> Target | None:
+        """Return the target with the most specific pattern for a model."""
+        exact = self._exact.get((wire_name, model))
+        if exact is not None:
+            return exact
+        for pattern in self._patterns.get(wire_name, ()):
+            if pattern.compiled.match(model):
+                return pattern.target
+        return None
+
+    def _is_elsewhere(self, model: str, wire_name: str) -> bool:
+        """Return whether a vendor of another wire format claims a model, by more than '*'."""
+        for other in {target.kind.wire.name for target in self.targets} - {wire_name}:
+            if (other, model) in self._exact:
+                return True
+            for pattern in self._patterns.get(other, ()):
+                if specificity(pattern.text) > _ANYTHING and pattern.compiled.match(model):
+                    return True
+        return False
+
+    def models_for(self, wire_name: str) -> tuple[str, ...]:
+        """Return the aliases that a client of this wire format can use, in order of name."""
+        return tuple(
+            name
+            for name, (vendor, _) in sorted(self.aliases.items())
+            if vendor in self._by_name and self._by_name[vendor].kind.wire.name == wire_name
+        )
+
+
+def model_problem(name: str) -> str | None:
+    """Return what is wrong with a model's name, as the rest of a sentence, or None."""
+    if not name:
+        return "is empty"
+    if len(name) > MODEL_ID_CHARS_MAX:
+        return f"is longer than {MODEL_ID_CHARS_MAX} characters"
+    if not name.isprintable():
+        return "has control characters in it"
+    if name[0] == " " or name[-1] == " ":
+        return "has spaces around it"
+    return None
+
+
+def is_exact(pattern: str) -> bool:
+    """Return whether a pattern is just a model's name."""
+    return _WILD.search(pattern) is None
+
+
+def specificity(pattern: str) -> tuple[bool, int, int]:
+    """Return how specific a pattern is; of two, the greater one decides.
+
+    A name beats a glob, a longer beginning without wildcards a shorter one, then more characters
+    without wildcards fewer.
+    """
+    wild = _WILD.search(pattern)
+    if wild is None:
+        return True, len(pattern), len(pattern)
+    return False, wild.start(), sum(token not in _WILD_TOKENS for token in _tokens(pattern))
+
+
+def find_ambiguities(vendors: Iterable[Patterned]) -> list[str]:
+    """Return a text for each two vendors of which a model could mean either: equally specific."""
+    claims: dict[tuple[str, tuple[bool, int, int]], list[tuple[str, str]]] = {}
+    for vendor in vendors:
+        for pattern in dict.fromkeys(vendor.models or ()):
+            key = vendor.kind.wire.name, specificity(pattern)
+            claims.setdefault(key, []).append((vendor.name, pattern))
+    return [
+        f"'{one_pattern}' of vendor '{one}' and '{other_pattern}' of vendor '{other}' are equally "
+        "specific for the same model."
+        for alike in claims.values()
+        for (one, one_pattern), (other, other_pattern) in combinations(alike, 2)
+        if one != other and _overlap(one_pattern, other_pattern)
+    ]
+
+
+def _tokens(pattern: str) -> list[str]:
+    """Return a glob's characters; a set in brackets counts as any one character, '?'."""
+    characters: list[str] = []
+    at = 0
+    while at < len(pattern):
+        end = pattern.find("]", at + 2) if pattern[at] == "[" else -1
+        characters.append("?" if end > 0 else pattern[at])
+        at = end + 1 if end > 0 else at + 1
+    return characters
+
+
+def _overlap(one: str, other: str) -> bool:
+    """Return whether a name may match both globs."""
+    ones, others = _tokens(one), _tokens(other)
+    # reached[j]: whether a text may match what was read of `ones` and the first j of `others`.
+    reached = [all(theirs == "*" for theirs in others[:j]) for j in range(len(others) + 1)]
+    for mine in ones:
+        before, reached = reached, [reached[0] and mine == "*"]
+        for j, theirs in enumerate(others, start=1):
+            if "*" in (mine, theirs):
+                reached.append(before[j] or reached[j - 1])
+            else:
+                reached.append(before[j - 1] and (mine == theirs or "?" in (mine, theirs)))
+    return reached[-1]

@@ -1,0 +1,225 @@
+"""python -m gateway.vendors.simulator: serve until told to stop."""
+
+import argparse
+import asyncio
+import hashlib
+import re
+import resource
+import signal
+import sys
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Final, NamedTuple
+
+import orjson
+import uvloop
+
+from gateway.ids import IdMaker
+from gateway.vendors.simulator.behaviours import Broken, Call, behaviour
+from gateway.vendors.simulator.connection import (
+    HEAD_BYTES_MAX,
+    ClientLeft,
+    Connection,
+    Request,
+    RequestBad,
+    head,
+)
+from gateway.vendors.simulator.formats import FORMATS, Ask, AskInvalid, Format
+from gateway.vendors.simulator.tally import Tally
+
+LISTEN_BACKLOG: Final = 4096
+OPEN_FILES: Final = 65_536  # as far as the machine allows
+
+_POSTS: Final = MappingProxyType(
+    {
+        "/v1/chat/completions": ("openai", "generate"),
+        "/v1/messages": ("anthropic", "generate"),
+        "/v1/messages/count_tokens": ("anthropic", "count"),
+    }
+)
+_GEMINI_CALL: Final = re.compile(
+    r"/v1(?:beta)?/models/([^:]+):(generateContent|streamGenerateContent|countTokens)"
+)
+_GEMINI_VERBS: Final = MappingProxyType(
+    {"generateContent": "generate", "streamGenerateContent": "stream", "countTokens": "count"}
+)
+_MODELS: Final = re.compile(r"/(v1|v1beta)/models(?:/([^/:]+))?")
+_SESSION_HEADERS: Final = ("x-session-id", "session-id", "x-claude-code-session-id")
+_BEARER: Final = re.compile(r"bearer +([!-~]+)", re.IGNORECASE)
+NOTHING_ASKED: Final = Ask(model="", stream=False, words=None, input_tokens=0, stream_usage=False)
+
+
+class Route(NamedTuple):
+    """What a path is: the format it speaks, what it does, and the model in it."""
+
+    format: Format
+    verb: str  # generate, stream, count or models
+    model: str = ""
+
+
+def route_of(request: Request) -> Route | None:
+    """Return what a request's path is, or None."""
+    if request.method == "POST":
+        if request.path in _POSTS:
+            name, verb = _POSTS[request.path]
+            return Route(FORMATS[name], verb)
+        if found := _GEMINI_CALL.fullmatch(request.path):
+            return Route(FORMATS["gemini"], _GEMINI_VERBS[found[2]], found[1])
+    elif request.method == "GET" and (found := _MODELS.fullmatch(request.path)):
+        if found[1] == "v1beta" or "x-goog-api-key" in request.headers:
+            name = "gemini"
+        else:
+            name = "anthropic" if "anthropic-version" in request.headers else "openai"
+        return Route(FORMATS[name], "models", found[2] or "")
+    return None
+
+
+def credential_of(request: Request, format_name: str) -> str:
+    """Return the key that came in the header of the format, or nothing."""
+    headers = request.headers
+    bearer = _BEARER.fullmatch(headers.get("authorization", ""))
+    match format_name:
+        case "gemini":
+            return headers.get("x-goog-api-key", "") or request.query.get("key", "")
+        case "anthropic":
+            return headers.get("x-api-key", "") or (bearer[1] if bearer else "")
+        case _:
+            return bearer[1] if bearer else ""
+
+
+class Server:
+    """Answers requests, connection by connection."""
+
+    def __init__(self, tally: Tally) -> None:
+        """`tally` takes every call."""
+        self._tally = tally
+        self._ids = IdMaker(time.time)
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Serve one connection to its end."""
+        connection = Connection(reader, writer)
+        with suppress(ClientLeft, Broken, ConnectionError):
+            try:
+                while request := await connection.read_request():
+                    await self._answer(connection, request)
+                    if request.headers.get("connection", "").lower() == "close":
+                        break
+            except RequestBad as bad:
+                body = FORMATS["openai"].error(400, str(bad), "")
+                closing = [("connection", "close"), ("content-length", str(len(body)))]
+                await connection.write(head(400, closing) + body)
+        await connection.close()
+
+    async def _answer(self, connection: Connection, request: Request) -> None:
+        route = route_of(request)
+        wire = FORMATS["openai"] if route is None else route.format
+        key = credential_of(request, wire.name)
+        call = Call(
+            connection=connection,
+            request=request,
+            format=wire,
+            ask=NOTHING_ASKED,
+            id=self._ids.new(),
+            key=key,
+        )
+        if route is None:
+            await call.send_error(404, f"Invalid URL ({request.method} {request.path})")
+        elif not key:
+            await call.send_error(401, "You didn't provide an API key.")
+        elif route.verb == "models":
+            await self._list(call, route.model)
+        else:
+            try:
+                ask = wire.read(document_of(request.body), route.model, route.verb, request.query)
+            except (AskInvalid, RecursionError) as error:
+                await call.send_error(400, str(error))
+                return
+            call = call.asking(ask)
+            if route.verb == "count":
+                await call.send(200, wire.count(ask.input_tokens))
+            else:
+                await self._generate(call)
+
+    async def _list(self, call: Call, model: str) -> None:
+        if not model:
+            await call.send(200, call.format.models_body(call.format.models))
+        elif model in call.format.models:
+            await call.send(200, call.format.model_body(model))
+        else:
+            await call.send_error(404, f"The model '{model}' does not exist.")
+
+    async def _generate(self, call: Call) -> None:
+        headers = call.request.headers
+        self._tally.note(
+            {
+                "id": call.request_id,
+                "session_id": next((headers[n] for n in _SESSION_HEADERS if n in headers), None),
+                "path": call.request.path,
+                "model": call.ask.model,
+                "stream": call.ask.stream,
+                "at": time.time(),
+                "key_sha256": hashlib.sha256(call.key.encode()).hexdigest(),
+            }
+        )
+        await self._tally.sync()
+        behave, first, second = behaviour(call.ask.model)
+        try:
+            spent = await behave(call, first, second)
+        except ClientLeft:
+            self._tally.note({"id": call.request_id, "left": True, "at": time.time()})
+            raise
+        if spent is not None:
+            usage = spent._asdict()
+            self._tally.note(
+                {"id": call.request_id, "done": True, "at": time.time(), "usage": usage}
+            )
+
+
+def document_of(body: bytes) -> Mapping[str, Any]:
+    """Return the JSON object in a body. Raises AskInvalid."""
+    try:
+        document = orjson.loads(body)
+    except orjson.JSONDecodeError as error:
+        raise AskInvalid("We could not parse the JSON body of your request.") from error
+    if not isinstance(document, dict):
+        raise AskInvalid("The JSON body of your request is not an object.")
+    return document
+
+
+async def run(*, host: str, port: int, tally: Tally) -> None:
+    """Listen, say where, and serve until SIGINT or SIGTERM."""
+    loop = asyncio.get_running_loop()
+    stopped = asyncio.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stopped.set)
+    server = await asyncio.start_server(
+        Server(tally).serve, host, port, limit=HEAD_BYTES_MAX, backlog=LISTEN_BACKLOG
+    )
+    sys.stdout.write(orjson.dumps({"port": server.sockets[0].getsockname()[1]}).decode() + "\n")
+    sys.stdout.flush()
+    await stopped.wait()
+    server.close()
+
+
+def main() -> None:
+    """Read the command line and serve."""
+    parser = argparse.ArgumentParser(prog="python -m gateway.vendors.simulator")
+    parser.add_argument("--host", default="127.0.0.1")
+    parser.add_argument("--port", type=int, default=0, help="0: any that is free")
+    parser.add_argument("--tally", type=Path, help="the file that takes a line for every call")
+    options = parser.parse_args()
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    open_files = OPEN_FILES if most == resource.RLIM_INFINITY else min(OPEN_FILES, most)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (open_files, most))
+    tally = Tally(options.tally)
+    try:
+        uvloop.run(run(host=options.host, port=options.port, tally=tally))
+    finally:
+        tally.close()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,508 @@
+"""A call from its first byte to its row: what the vendor is sent, what the client gets, what is
+recorded, for every way in which it can end."""
+
+import asyncio
+import json
+import random
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from gateway.errors import JournalFull, TokenRevoked
+from gateway.proxy import relay as relay_module
+from tests.gateway.proxy.rig import DEADLINE_SECONDS, KEY, TOKEN, Rig, Script, StayOpen
+
+TRANSCRIPTS = Path(__file__).resolve().parents[2] / "transcripts"
+CHAT = {"messages": [{"role": "user", "content": "hi"}], "stream": True, "model": "gpt-4o"}
+MESSAGES = {"model": "claude", "stream": True, "max_tokens": 9, "messages": []}
+OPENAI_STREAM = (TRANSCRIPTS / "openai_chat.sse").read_bytes()
+ANTHROPIC_STREAM = (TRANSCRIPTS / "anthropic_messages.sse").read_bytes()
+GEMINI_STREAM = (TRANSCRIPTS / "gemini_generate.sse").read_bytes()
+EVENTS_HEAD = (
+    b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nServer: x\r\nSet-Cookie: a=b\r\n"
+    b"X-New: 1\r\nX-Request-Id: req-7\r\nTransfer-Encoding: chunked\r\n\r\n"
+)
+
+
+def chunk(data: bytes) -> bytes:
+    return b"%x\r\n%b\r\n" % (len(data), data)
+
+
+def streams(data: bytes, *, pieces: list[bytes] | None = None) -> Script:
+    async def script(head: bytes, body: bytes, writer: asyncio.StreamWriter) -> None:
+        writer.write(EVENTS_HEAD)
+        for piece in pieces or [data]:
+            writer.write(chunk(piece))
+            await writer.drain()
+            await asyncio.sleep(0)
+        writer.write(b"0\r\n\r\n")
+
+    return script
+
+
+def answers(raw: bytes, *, then_close: bool = False) -> Script:
+    async def script(head: bytes, body: bytes, writer: asyncio.StreamWriter) -> None:
+        writer.write(raw)
+        if then_close:
+            await writer.drain()
+            writer.transport.abort()
+
+    return script
+
+
+def plain(status: int, document: object, *headers: str) -> bytes:
+    body = document if isinstance(document, bytes) else json.dumps(document).encode()
+    lines = [f"HTTP/1.1 {status} X", "Content-Type: application/json", *headers]
+    return "\r\n".join([*lines, f"Content-Length: {len(body)}", "", ""]).encode() + body
+
+
+async def hangs(head: bytes, body: bytes, writer: asyncio.StreamWriter) -> None:
+    writer.write(EVENTS_HEAD + chunk(b'data: {"choices":[{"index":0,"delta":{}}]}\n\n'))
+    await writer.drain()
+    raise StayOpen
+
+
+async def never_answers(head: bytes, body: bytes, writer: asyncio.StreamWriter) -> None:
+    raise StayOpen
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "stream", "used"),
+    [
+        ("/v1/chat/completions", CHAT, OPENAI_STREAM, "openai"),
+        ("/v1/messages?beta=true", MESSAGES, ANTHROPIC_STREAM, "anthropic"),
+        ("/v1beta/models/gemini-2:streamGenerateContent?alt=sse", {}, GEMINI_STREAM, "gemini"),
+    ],
+)
+async def test_a_stream_passes_byte_for_byte_however_it_is_cut(
+    rig: Rig, path: str, body: object, stream: bytes, used: str
+) -> None:
+    chance = random.Random(used)
+    for number in range(12):
+        pieces = [stream[at : at + 1] for at in range(len(stream))]
+        if number:
+            places = sorted(chance.sample(range(1, len(stream)), number * 3))
+            pieces = [
+                stream[a:b] for a, b in zip([0, *places], [*places, len(stream)], strict=True)
+            ]
+        rig.vendor.script = streams(stream, pieces=pieces)
+        answer = await rig.ask(path, body)
+        assert answer.status == 200
+        assert answer.clean
+        assert answer.body == stream
+        row = await rig.lines.row()
+        assert row["status"] == "complete"
+        assert row["usage_source"] == "vendor"
+        assert row["vendor"] == used
+        assert row["output_tokens"] > 0
+        assert row["bytes_down"] == len(stream)
+        assert row["vendor_request_id"] == "req-7"
+
+
+async def test_headers_pass_but_for_those_that_may_not(rig: Rig) -> None:
+    rig.vendor.script = streams(OPENAI_STREAM)
+    answer = await rig.ask(
+        "/v1/chat/completions?x=1&key=" + TOKEN,
+        CHAT,
+        headers=["X-Own: a", "Cookie: c=d", "X-Forwarded-For: 1.2.3.4", "X-Kaixu-Thing: e"],
+    )
+    assert answer.headers["x-new"] == "1"
+    assert "server" not in answer.headers
+    assert "set-cookie" not in answer.headers
+    assert answer.headers["x-kaixu-call-id"] == rig.lines.rows[0]["call_id"]
+    sent = rig.vendor.heads[0].lower()
+    assert sent.startswith(b"post /v1/chat/completions?x=1 http/1.1\r\n")
+    assert b"x-own: a\r\n" in sent
+    assert b"authorization: bearer " + KEY in sent
+    for hidden in (TOKEN.encode(), b"cookie", b"x-forwarded-for", b"x-kaixu", b"host: gateway"):
+        assert hidden not in sent
+
+
+async def test_usage_is_asked_for_and_its_event_taken_out_again(rig: Rig) -> None:
+    rig.targets[0] = rig.target("openai", path="/v1", asks_usage=True)
+    delta = b'data: {"id":"1","choices":[{"index":0,"delta":{"content":"a"}}],"usage":null}\n\n'
+    counts = b'{"prompt_tokens":3,"completion_tokens":4,"total_tokens":7}'
+    usage = b'data: {"id":"1","choices":[],"usage":' + counts + b"}\n\n"
+    done = b"data: [DONE]\n\n"
+    rig.vendor.script = streams(delta + usage + done)
+    answer = await rig.ask("/v1/chat/completions", CHAT)
+    assert answer.body == delta + done
+    sent = json.loads(rig.vendor.bodies[0])
+    assert sent.pop("stream_options") == {"include_usage": True}
+    assert sent == CHAT
+    row = await rig.lines.row()
+    assert (row["input_tokens"], row["output_tokens"]) == (3, 4)
+
+
+async def test_usage_that_the_client_asked_for_stays(rig: Rig) -> None:
+    rig.targets[0] = rig.target("openai", path="/v1", asks_usage=True)
+    rig.vendor.script = streams(OPENAI_STREAM)
+    body = {**CHAT, "stream_options": {"include_usage": True}}
+    answer = await rig.ask("/v1/chat/completions", body)
+    assert answer.body == OPENAI_STREAM
+    assert json.loads(rig.vendor.bodies[0]) == body
+
+
+async def test_an_alias_goes_up_as_the_model_that_it_stands_for(rig: Rig) -> None:
+    rig.aliases = {"fast": ("openai", "gpt-4o-mini"), "g": ("gemini", "gemini-2.0-flash")}
+    rig.vendor.script = streams(OPENAI_STREAM)
+    await rig.ask("/v1/chat/completions", {**CHAT, "model": "fast"})
+    assert json.loads(rig.vendor.bodies[0]) == {**CHAT, "model": "gpt-4o-mini"}
+    assert (await rig.lines.row())["model_requested"] == "fast"
+    rig.vendor.script = streams(GEMINI_STREAM)
+    await rig.ask("/v1beta/models/g:streamGenerateContent?alt=sse", {})
+    assert rig.vendor.heads[1].startswith(
+        b"POST /v1beta/models/gemini-2.0-flash:streamGenerateContent?alt=sse HTTP/1.1"
+    )
+
+
+async def test_a_plain_answer_keeps_its_length_and_the_connections_stay_warm(rig: Rig) -> None:
+    document = {
+        "id": "1",
+        "model": "gpt-4o",
+        "choices": [{"index": 0, "message": {"content": "x"}, "finish_reason": "stop"}],
+        "usage": {"prompt_tokens": 1, "completion_tokens": 2, "total_tokens": 3},
+    }
+    raw = plain(200, document)
+    rig.vendor.script = answers(raw)
+    async with rig.client() as client:
+        for _ in range(3):
+            client.send(rig.request("/v1/chat/completions", {**CHAT, "stream": False}))
+            answer = await client.answer()
+            assert answer.body == json.dumps(document).encode()
+            assert answer.headers["content-length"] == str(len(answer.body))
+    assert rig.vendor.connections == 1
+    assert [row["output_tokens"] for row in rig.lines.rows] == [2, 2, 2]
+    assert len({row["id"] for row in rig.lines.rows}) == 3
+
+
+async def test_a_vendors_error_passes_and_has_a_row(rig: Rig) -> None:
+    error = {"error": {"message": "slow down", "type": "rate_limit_error"}}
+    rig.vendor.script = answers(plain(429, error, "Retry-After: 7"))
+    answer = await rig.ask("/v1/chat/completions", CHAT)
+    assert answer.status == 429
+    assert answer.headers["retry-after"] == "7"
+    assert answer.body == json.dumps(error).encode()
+    row = await rig.lines.row()
+    assert (row["status"], row["http_status"], row["usage_source"]) == ("vendor_error", 429, "none")
+    assert row["output_tokens"] is None
+
+
+async def test_a_refused_vendor_key_is_our_fault_and_says_so(rig: Rig) -> None:
+    told = {"error": {"message": "Incorrect API key " + KEY.decode(), "code": "invalid_api_key"}}
+    rig.vendor.script = answers(plain(401, told))
+    answer = await rig.ask("/v1/chat/completions", CHAT)
+    assert answer.status == 502
+    assert answer.headers["x-kaixu-reason"] == "vendor_key"
+    assert answer.headers["x-should-retry"] == "false"
+    assert KEY not in answer.body
+    row = await rig.lines.row()
+    assert (row["status"], row["http_status"]) == ("vendor_error", 401)
+
+
+async def test_our_key_is_masked_in_a_vendors_error(rig: Rig) -> None:
+    told = b'{"error":{"message":"bad thing near ' + KEY + b' here"}}'
+    rig.vendor.script = answers(plain(500, told))
+    answer = await rig.ask("/v1/chat/completions", CHAT)
+    assert answer.status == 500
+    assert answer.body == told.replace(KEY, b"*" * len(KEY))
+
+
+async def test_a_revoked_call_ends_with_the_formats_error_event(rig: Rig) -> None:
+    rig.vendor.script = hangs
+    async with rig.client() as client:
+        client.send(rig.request("/v1/chat/completions", CHAT))
+        await client.until(b"{}}]}\n\n\r\n")
+        assert rig.live.cut("token", "token-1") == 1
+        rest = await client.until(b"0\r\n\r\n")
+        assert b'data: {"error":{' in rest
+        assert b"token_revoked" in rest
+    row = await rig.lines.row()
+    assert (row["status"], row["reason"]) == ("revoked", "token_revoked")
+    await asyncio.wait_for(rig.vendor.closed.wait(), DEADLINE_SECONDS)
+
+
+async def test_a_revoked_gemini_stream_breaks(rig: Rig) -> None:
+    rig.vendor.script = hangs
+    async with rig.client() as client:
+        client.send(rig.request("/v1beta/models/g:streamGenerateContent?alt=sse", {}))
+        await client.until(b"{}}]}\n\n\r\n")
+        rig.live.cut("org", "org-1")
+        with pytest.raises((asyncio.IncompleteReadError, ConnectionError)):
+            await client.until(b"0\r\n\r\n")
+    assert (await rig.lines.row())["status"] == "revoked"
+
+
+async def test_an_event_under_way_ends_before_ours(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(relay_module, "BOUNDARY_WAIT_SECONDS", 0.01)
+
+    async def half(head: bytes, body: bytes, writer: asyncio.StreamWriter) -> None:
+        writer.write(EVENTS_HEAD + chunk(b'data: {"choices":['))
+        await writer.drain()
+        raise StayOpen
+
+    rig.vendor.script = half
+    async with rig.client() as client:
+        client.send(rig.request("/v1/chat/completions", CHAT))
+        await client.until(b'"choices":[\r\n')
+        rig.live.cut("user", "user-1")
+        rest = await client.until(b"0\r\n\r\n")
+        assert b'\n\ndata: {"error":{' in rest
+
+
+async def test_a_call_revoked_before_its_answer_gets_a_401(rig: Rig) -> None:
+    rig.vendor.script = never_answers
+    async with rig.client() as client:
+        client.send(rig.request("/v1/chat/completions", CHAT))
+        await asyncio.wait_for(rig.vendor.asked.wait(), DEADLINE_SECONDS)
+        rig.live.cut("token", "token-1", TokenRevoked)
+        answer = await client.answer()
+    assert (answer.status, answer.headers["x-kaixu-reason"]) == (401, "token_revoked")
+    assert (await rig.lines.row())["status"] == "revoked"
+
+
+async def test_a_client_that_leaves_cancels_the_vendors_work(rig: Rig) -> None:
+    rig.vendor.script = hangs
+    async with rig.client() as client:
+        client.send(rig.request("/v1/chat/completions", CHAT))
+        await client.until(b"{}}]}\n\n\r\n")
+        client.leave()
+        row = await rig.lines.row()
+    assert row["status"] == "client_closed"
+    assert row["usage_source"] == "none"
+    await asyncio.wait_for(rig.vendor.closed.wait(), DEADLINE_SECONDS)
+
+
+async def test_a_client_that_leaves_after_the_end_mark_had_the_whole_answer(rig: Rig) -> None:
+    async def no_last_chunk(head: bytes, body: bytes, writer: asyncio.StreamWriter) -> None:
+        writer.write(EVENTS_HEAD + chunk(OPENAI_STREAM))
+        await writer.drain()
+        raise StayOpen
+
+    rig.vendor.script = no_last_chunk
+    async with rig.client() as client:
+        client.send(rig.request("/v1/chat/completions", CHAT))
+        await client.until(b"[DONE]\n\n")
+        noted = rig.lines.noted[0]
+        client.leave()
+        row = await rig.lines.row()
+    assert row["status"] == noted["status"] == "complete"
+    assert row["output_tokens"] == noted["output_tokens"]
+
+
+async def test_what_follows_an_end_mark_still_counts(rig: Rig) -> None:
+    rig.vendor.script = streams(b"", pieces=[ANTHROPIC_STREAM, ANTHROPIC_STREAM])
+    answer = await rig.ask("/v1/messages", MESSAGES)
+    assert answer.body == ANTHROPIC_STREAM * 2
+    row = await rig.lines.row()
+    assert (row["status"], row["bytes_down"]) == ("complete", 2 * len(ANTHROPIC_STREAM))
+    assert len(rig.lines.rows) == 1
+
+
+async def test_a_stream_that_breaks_ends_with_an_error_event(rig: Rig) -> None:
+    first = b'data: {"choices":[{"index":0,"delta":{"content":"a"}}]}\n\n'
+    rig.vendor.script = answers(EVENTS_HEAD + chunk(first), then_close=True)
+    answer = await rig.ask("/v1/chat/completions", CHAT)
+    assert answer.body.startswith(first + b'data: {"error":{')
+    row = await rig.lines.row()
+    assert (row["status"], row["reason"]) == ("vendor_broke", "vendor_unreachable")
+
+
+async def test_a_plain_answer_that_breaks_never_looks_whole(rig: Rig) -> None:
+    raw = plain(200, {"a": "b" * 100})
+    rig.vendor.script = answers(raw[:-20], then_close=True)
+    answer = await rig.ask("/v1/chat/completions", {**CHAT, "stream": False})
+    assert not answer.clean
+    assert (await rig.lines.row())["status"] == "vendor_broke"
+
+
+async def test_a_stream_without_its_format_s_end_is_labelled(rig: Rig) -> None:
+    first = b'data: {"choices":[{"index":0,"delta":{"content":"a"}}]}\n\n'
+    rig.vendor.script = streams(first)
+    answer = await rig.ask("/v1/chat/completions", CHAT)
+    assert answer.body == first
+    assert (await rig.lines.row())["status"] == "vendor_broke"
+
+
+async def test_a_reused_connection_that_died_is_tried_once_more(rig: Rig) -> None:
+    rig.vendor.script = streams(OPENAI_STREAM)
+    await rig.ask("/v1/chat/completions", CHAT)
+    first = await rig.lines.row()
+
+    async def dies_then_answers(head: bytes, body: bytes, writer: asyncio.StreamWriter) -> None:
+        if rig.vendor.connections == 1:
+            writer.transport.abort()
+        else:
+            await streams(OPENAI_STREAM)(head, body, writer)
+
+    rig.vendor.script = dies_then_answers
+    answer = await rig.ask("/v1/chat/completions", CHAT)
+    assert answer.body == OPENAI_STREAM
+    dead, retry = rig.lines.rows[1:]
+    assert (dead["status"], dead["reason"], dead["attempt"]) == ("vendor_broke", "no_answer", 1)
+    assert (retry["status"], retry["attempt"], retry["retry_of"]) == ("complete", 2, dead["id"])
+    assert retry["call_id"] == dead["call_id"] != first["call_id"]
+    assert rig.units.taken == 3
+
+
+async def test_a_new_connection_that_dies_is_not_tried_again(rig: Rig) -> None:
+    rig.vendor.script = answers(b"", then_close=True)
+    answer = await rig.ask("/v1/chat/completions", CHAT)
+    assert (answer.status, answer.headers["x-kaixu-reason"]) == (502, "vendor_unreachable")
+    row = await rig.lines.row()
+    assert (row["status"], row["reason"]) == ("vendor_broke", "no_answer")
+    assert rig.vendor.connections == 1
+
+
+async def test_a_spent_limit_reaches_no_vendor(rig: Rig) -> None:
+    rig.units.left = 0
+    answer = await rig.ask("/v1/messages", MESSAGES)
+    assert (answer.status, answer.headers["x-kaixu-reason"]) == (429, "monthly_limit")
+    assert answer.headers["x-should-retry"] == "false"
+    assert json.loads(answer.body)["error"]["type"] == "rate_limit_error"
+    assert rig.vendor.heads == []
+    assert rig.lines.opened == {}
+
+
+async def test_counting_tokens_takes_no_unit_but_has_a_row(rig: Rig) -> None:
+    rig.vendor.script = answers(plain(200, {"input_tokens": 5}))
+    answer = await rig.ask("/v1/messages/count_tokens", {"model": "claude", "messages": []})
+    assert json.loads(answer.body) == {"input_tokens": 5}
+    row = await rig.lines.row()
+    assert (row["counted"], row["usage_source"]) == (False, "none")
+    assert rig.units.taken == 0
+
+
+async def test_a_full_journal_refuses_before_anything_is_sent(rig: Rig) -> None:
+    rig.lines.full = JournalFull()
+    before = rig.units.left
+    answer = await rig.ask("/v1/chat/completions", CHAT)
+    assert (answer.status, answer.headers["x-kaixu-reason"]) == (503, "journal_full")
+    assert rig.vendor.heads == []
+    assert rig.units.left == before
+
+
+async def test_without_a_lease_nothing_is_admitted(rig: Rig) -> None:
+    rig.lease = False
+    answer = await rig.ask("/v1/chat/completions", CHAT)
+    assert (answer.status, answer.headers["x-kaixu-reason"]) == (503, "database_away")
+
+
+async def test_a_model_that_the_token_may_not_use_is_refused(rig: Rig) -> None:
+    rig.authenticated.caller = replace(rig.caller, models=("claude-*",))
+    answer = await rig.ask("/v1/chat/completions", CHAT)
+    assert (answer.status, answer.headers["x-kaixu-reason"]) == (403, "model_not_allowed")
+
+
+async def test_a_vendor_that_is_not_there_is_a_502_without_a_row(rig: Rig) -> None:
+    gone = await asyncio.start_server(lambda _reader, _writer: None, "127.0.0.1", 0)
+    port = gone.sockets[0].getsockname()[1]
+    gone.close()
+    await gone.wait_closed()
+    rig.targets[0] = replace(rig.targets[0], base=replace(rig.targets[0].base, port=port))
+    answer = await rig.ask("/v1/chat/completions", CHAT)
+    assert (answer.status, answer.headers["x-kaixu-reason"]) == (502, "vendor_unreachable")
+    assert rig.lines.opened == {}
+    assert rig.units.taken == 0
+
+
+async def test_a_vendor_that_never_answers_is_given_up(rig: Rig) -> None:
+    rig.vendor.script = never_answers
+    rig.times.first_byte_seconds = -1
+    async with rig.client() as client:
+        client.send(rig.request("/v1/chat/completions", CHAT))
+        await asyncio.wait_for(rig.vendor.asked.wait(), DEADLINE_SECONDS)
+        rig.calls.sweep()
+        answer = await client.answer()
+    assert (answer.status, answer.headers["x-kaixu-reason"]) == (504, "vendor_timeout")
+    assert (await rig.lines.row())["status"] == "deadline"
+
+
+async def test_garbage_from_a_vendor_is_a_502(rig: Rig) -> None:
+    rig.vendor.script = answers(b"this is not HTTP\r\n\r\n")
+    answer = await rig.ask("/v1/chat/completions", CHAT)
+    assert (answer.status, answer.headers["x-kaixu-reason"]) == (502, "vendor_unreachable")
+    assert (await rig.lines.row())["status"] == "vendor_broke"
+
+
+async def test_ten_thousand_headers_from_a_vendor_are_a_502(rig: Rig) -> None:
+    rig.vendor.script = answers(b"HTTP/1.1 200 OK\r\n" + b"X: y\r\n" * 10_000 + b"\r\n")
+    answer = await rig.ask("/v1/chat/completions", CHAT)
+    assert (answer.status, answer.headers["x-kaixu-reason"]) == (502, "vendor_unreachable")
+
+
+async def test_a_redirect_is_passed_on_and_not_followed(rig: Rig) -> None:
+    rig.vendor.script = answers(
+        b"HTTP/1.1 302 Found\r\nLocation: http://169.254.169.254/\r\nContent-Length: 0\r\n\r\n"
+    )
+    answer = await rig.ask("/v1/chat/completions", CHAT)
+    assert answer.status == 302
+    assert rig.vendor.connections == 1
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "status", "reason"),
+    [
+        ("/v1/chat/completions", b"{", 400, "body_invalid"),
+        ("/v1/chat/completions", b'{"model":"a","model":"b"}', 400, "body_invalid"),
+        ("/v1/chat/completions", b'{"model":"a","m\\u006fdel":"b"}', 400, "body_invalid"),
+        ("/v1/chat/completions", b"[]", 400, "body_invalid"),
+        ("/v1/chat/completions", b'{"messages":[]}', 400, "body_invalid"),
+        ("/v1/nothing", b"{}", 404, "no_route"),
+        ("/nobody/v1/chat/completions", b'{"model":"a"}', 404, "no_route"),
+        ("/v1/models/../admin", b"{}", 400, "body_invalid"),
+    ],
+)
+async def test_bad_input_is_refused_clearly(
+    rig: Rig, path: str, body: bytes, status: int, reason: str
+) -> None:
+    answer = await rig.ask(path, body)
+    assert (answer.status, answer.headers["x-kaixu-reason"]) == (status, reason)
+    assert "message" in json.loads(answer.body)["error"]
+    assert rig.vendor.heads == []
+
+
+async def test_a_get_of_a_post_path_says_what_is_allowed(rig: Rig) -> None:
+    answer = await rig.ask("/v1/chat/completions", method="GET")
+    assert (answer.status, answer.headers["allow"]) == (405, "POST")
+
+
+async def test_a_head_of_the_root_needs_no_token(rig: Rig) -> None:
+    answer = await rig.ask("/", method="HEAD", token="nothing")
+    assert answer.status == 200
+
+
+async def test_an_unknown_token_is_refused_in_the_format_of_the_path(rig: Rig) -> None:
+    answer = await rig.ask("/v1/messages", MESSAGES, token="kxg_other")
+    assert answer.status == 401
+    assert json.loads(answer.body)["error"]["type"] == "authentication_error"
+    answer = await rig.ask("/v1beta/models/g:generateContent", {}, token="kxg_other")
+    assert json.loads(answer.body)["error"]["status"] == "UNAUTHENTICATED"
+
+
+async def test_a_slow_client_holds_the_vendor_back(rig: Rig) -> None:
+    sent = 0
+
+    async def endless(head: bytes, body: bytes, writer: asyncio.StreamWriter) -> None:
+        nonlocal sent
+        writer.write(EVENTS_HEAD)
+        piece = chunk(b"data: " + b"x" * 65_000 + b"\n\n")
+        while True:
+            writer.write(piece)
+            await writer.drain()
+            sent += len(piece)
+
+    rig.vendor.script = endless
+    async with rig.client() as client:
+        client.send(rig.request("/v1/chat/completions", CHAT))
+        await client.until(b"data: ")
+        relay = next(iter(rig.calls._relays))
+        assert relay.connection is not None
+        async with asyncio.timeout(DEADLINE_SECONDS):
+            while not relay.connection.paused:  # noqa: ASYNC110 - nothing tells
+                await asyncio.sleep(0.01)
+        assert sent < 32 * 1024 * 1024
+    assert (await rig.lines.row())["status"] == "client_closed"
