@@ -1,0 +1,133 @@
+"""`python -m gateway`: read the environment and become the supervisor, or one of its workers.
+
+Exit codes: 0 drained, 1 failed, 2 a setting can't be used.
+"""
+
+import asyncio
+import contextlib
+import ctypes
+import os
+import resource
+import signal
+import socket
+import sys
+import time
+from collections.abc import Mapping
+from typing import Final
+
+from gateway.log import Log, file_writer, route_standard_logging
+from gateway.settings import Problem, Settings, SettingsInvalid
+from gateway.vendors.seal import KeyTextInvalid, parse_private
+from gateway.worker_link import FDS_VARIABLE, NUMBER_VARIABLE, WorkerContext
+
+DONE: Final = 0
+FAILED: Final = 1
+BAD_SETTING: Final = 2
+
+_PR_SET_DUMPABLE: Final = 4
+_STDERR: Final = 2
+
+
+def main() -> int:
+    """Run until told to stop; return the exit code."""
+    environ = dict(os.environ)
+    harden_process()
+    lines = Log(file_writer(_STDERR), now=time.time)
+    route_standard_logging(lines)
+    try:
+        settings = Settings.from_env(environ)
+        check_vault_keys(settings.vault_keys)
+    except SettingsInvalid as error:
+        for one in error.problems:
+            lines.line(
+                "error",
+                "setting invalid",
+                {"setting": one.setting, "problem": one.problem, "fix": one.fix},
+            )
+        return BAD_SETTING
+    if FDS_VARIABLE in environ:
+        return _run_worker(settings, environ, lines)
+    return _run_supervisor(settings, environ, lines)
+
+
+def harden_process() -> None:
+    """Keep keys that are in memory out of core files, and out of other processes' reach."""
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    with contextlib.suppress(OSError, AttributeError):  # not Linux
+        ctypes.CDLL(None).prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
+    os.umask(0o077)
+
+
+def check_vault_keys(keys: tuple[str, ...]) -> None:
+    """Raise SettingsInvalid where one is no private key."""
+    for key in keys:
+        try:
+            parse_private(key)
+        except KeyTextInvalid as error:
+            problem = Problem(
+                setting="KAIXU_VAULT_KEY",
+                problem=str(error),
+                fix="Give a private key that `kaixu vault keygen` made.",
+            )
+            raise SettingsInvalid((problem,)) from None
+
+
+def _run_supervisor(settings: Settings, environ: Mapping[str, str], lines: Log) -> int:
+    from gateway.supervisor import Supervisor, announce_on_stdout  # noqa: PLC0415 - workers do without
+
+    supervisor = Supervisor(
+        command=(sys.executable, *(("-P",) if sys.flags.safe_path else ()), "-m", "gateway"),
+        environ=environ,
+        host=settings.host,
+        port=settings.port,
+        ops_host=settings.ops_host,
+        ops_port=settings.ops_port,
+        workers=settings.workers,
+        drain_timeout_seconds=settings.drain_timeout_seconds,
+        log=lines.bind(process="supervisor"),
+        announce=announce_on_stdout,
+    )
+    try:
+        asyncio.run(supervisor.run())
+    except OSError as error:  # an address that can't be listened on
+        lines.error("supervisor failed", error=error)
+        return BAD_SETTING
+    except Exception as error:  # noqa: BLE001 - the last place where it can be told
+        lines.error("supervisor failed", error=error)
+        return FAILED
+    return DONE
+
+
+def _run_worker(settings: Settings, environ: Mapping[str, str], lines: Log) -> int:
+    # The supervisor never loads what reads tokens and opens keys.
+    import uvloop  # noqa: PLC0415
+
+    from gateway.app import serve  # noqa: PLC0415
+
+    # Ctrl-C goes to the supervisor too, which tells us.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    listener, channel = (int(fd) for fd in environ[FDS_VARIABLE].split(","))
+    number = int(environ.get(NUMBER_VARIABLE, "0"))
+    context = WorkerContext(
+        number=number,
+        listener=socket.socket(fileno=listener),
+        channel=socket.socket(fileno=channel),
+    )
+    lines = lines.bind(process=f"worker {number}")
+    route_standard_logging(lines)
+
+    async def live() -> None:
+        try:
+            await serve(settings, context, log=lines)
+        except Exception as error:  # noqa: BLE001 - the last place where it can be told
+            lines.error("worker failed", error=error)
+            # As if killed: calls that are open now are found so in the journal. Unwinding them
+            # would record them as ended by their clients.
+            os._exit(FAILED)
+
+    uvloop.run(live())
+    return DONE
+
+
+if __name__ == "__main__":
+    sys.exit(main())
