@@ -1,0 +1,1 @@
+"""What was used: reports for people, and the feed that billing systems pull."""

@@ -1,0 +1,526 @@
+"""The `kaixu` command: what an operator types, and what a script reads.
+
+Each command parses its arguments, calls one function of the control plane and prints what it
+returns: for people, or with --json as JSON. An error is one line on stderr, its kind the exit code:
+1 refused, not found or failed, 2 a bad argument or setting, 3 the database can't be reached.
+"""
+
+import asyncio
+import functools
+import os
+import sys
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any, Final, NoReturn, TypeVar
+
+import asyncpg
+import click
+
+from control_plane import output
+from control_plane.billing.feed import COLUMNS, Cursor, read_events
+from control_plane.billing.usage import GROUPINGS, report_usage
+from control_plane.database import DatabasePlace, open_database
+from control_plane.errors import BadArgument, ControlError, Refused
+from control_plane.files import make_private, write_private
+from control_plane.local import Ready, UpOptions, run_up
+from control_plane.migrate import load_migrations, migrate
+from control_plane.settings import (
+    SECRET_BYTES_MAX,
+    decode_secret,
+    default_data_dir,
+    parse_list,
+    parse_month,
+    parse_token_life,
+    read_secret,
+    read_secret_file,
+)
+from control_plane.tenancy.aliases import list_aliases, remove_alias, set_alias
+from control_plane.tenancy.tokens import (
+    NewToken,
+    check_new_token,
+    create_token,
+    list_tokens,
+    revoke_token,
+)
+from control_plane.tenancy.vendors import (
+    NewVendor,
+    add_vendor,
+    check_vendor,
+    list_vendors,
+    remove_vendor,
+    rotate_vendor,
+)
+from gateway.auth.token import generate
+from gateway.ids import IdMaker
+from gateway.vendors.seal import keygen
+
+Result = TypeVar("Result")
+PORT_MAX: Final = 65_535
+WORKERS_MAX: Final = 256
+EXIT_INTERRUPTED: Final = 130  # as shells say it
+
+PORT: Final = click.IntRange(0, PORT_MAX)
+# What the gateway never needs, and so never sees.
+OWNERS_SETTINGS: Final = ("KAIXU_DATABASE_URL", "KAIXU_DATABASE_URL_FILE", "KAIXU_GATE_TOKEN")
+VENDOR_KEYS: Final = ("OPENAI_API_KEY", "ANTHROPIC_API_KEY", "GEMINI_API_KEY")
+
+
+def command(group: click.Group, name: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Register a command that gets --data and --json, as `place` and `as_json`."""
+
+    def register(function: Callable[..., None]) -> Callable[..., None]:
+        @functools.wraps(function)
+        def run(*, data: Path | None, **arguments: Any) -> None:  # noqa: ANN401 - click's values
+            function(place=_place(data), **arguments)
+
+        help_data = (
+            "The data folder [default: ~/.local/share/kaixu]; KAIXU_DATABASE_URL goes before."
+        )
+        run_with_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")(run)
+        path = click.Path(path_type=Path, file_okay=False)
+        with_both = click.option("--data", type=path, help=help_data)(run_with_json)
+        group.command(name)(with_both)
+        return function
+
+    return register
+
+
+@click.group()
+@click.version_option(package_name="kaixu-gateway")
+def kaixu() -> None:
+    """KAIxU: a gateway between your team's IDEs and the LLM vendors."""
+
+
+@kaixu.group()
+def vendor() -> None:
+    """Vendors that the gateway calls."""
+
+
+@kaixu.group()
+def alias() -> None:
+    """Names that clients may use for a vendor's model."""
+
+
+@kaixu.group()
+def token() -> None:
+    """Tokens that clients call with."""
+
+
+@kaixu.group()
+def vault() -> None:
+    """The key that opens vendor keys."""
+
+
+# ------------------------------------------------------------------------------------------ running
+
+
+@command(kaixu, "up")
+@click.option("--host", default="127.0.0.1", show_default=True, help="Where clients call.")
+@click.option("--port", type=PORT, default=8080, show_default=True, help="0: any free one.")
+@click.option("--ops-port", type=PORT, default=9090, show_default=True, help="Health and metrics.")
+@click.option("--admin-port", type=PORT, default=8081, show_default=True, help="Not used yet.")
+@click.option("--workers", type=click.IntRange(1, WORKERS_MAX), help="[default: one a core]")
+def up(
+    *,
+    place: DatabasePlace,
+    as_json: bool,
+    host: str,
+    port: int,
+    ops_port: int,
+    admin_port: int,
+    workers: int | None,
+) -> None:
+    """Run everything on this machine, until Ctrl-C."""
+    del admin_port  # scripts may name it already
+    options = UpOptions(
+        place=place,
+        host=host,
+        port=port,
+        ops_port=ops_port,
+        workers=workers,
+        environment=dict(os.environ),
+    )
+
+    def announce(ready: Ready) -> None:
+        output.say(output.json_text(ready.document()) if as_json else _welcome(ready))
+
+    asyncio.run(run_up(options, announce=announce, note=output.note))
+
+
+@command(kaixu, "migrate")
+def migrate_command(*, place: DatabasePlace, as_json: bool) -> None:
+    """Bring the database up to this release's schema."""
+    if place.is_embedded:
+        _make_data_dir(place)
+    applied = _run(place, migrate, migrated=False)
+    document = {"applied": applied, "schema": load_migrations()[-1].name}
+    _print(document, as_json, "\n".join(applied) or "Nothing to do.")
+
+
+@command(kaixu, "gateway")
+def gateway_command(*, place: DatabasePlace, as_json: bool) -> None:
+    """Run the gateway alone, by its own settings: KAIXU_GATEWAY_DATABASE_URL and others."""
+    del as_json  # it says in JSON that it is ready
+    hidden = {*OWNERS_SETTINGS, *VENDOR_KEYS, *(f"{name}_FILE" for name in VENDOR_KEYS)}
+    environment = {name: value for name, value in os.environ.items() if name not in hidden}
+    if "KAIXU_JOURNAL_DIR" not in environment:
+        _make_data_dir(place)
+        environment["KAIXU_JOURNAL_DIR"] = str(place.data_dir / "journal")
+    sys.stdout.flush()
+    os.execve(sys.executable, [sys.executable, "-P", "-m", "gateway"], environment)  # noqa: S606
+
+
+# ------------------------------------------------------------------------------------------ vendors
+
+
+@command(vendor, "add")
+@click.argument("name")
+@click.option("--kind", required=True, help="How it is called: openai, anthropic, gemini.")
+@click.option("--base-url", required=True, help="As one gives it to the SDK of that kind.")
+@click.option("--key-file", required=True, help="A file with its key; - for stdin.")
+@click.option("--private", is_flag=True, help="Allow http and private addresses.")
+@click.option("--default", "is_default", is_flag=True, help="For models that nobody claims.")
+@click.option("--models", help="Globs of the models that it takes, with commas between.")
+@click.option("--usage-unasked", is_flag=True, help="Its streams report usage without being asked.")
+@click.option("--replace", is_flag=True, help="Take the place of the vendor of this name.")
+def vendor_add(
+    *,
+    place: DatabasePlace,
+    as_json: bool,
+    name: str,
+    kind: str,
+    base_url: str,
+    key_file: str,
+    private: bool,
+    is_default: bool,
+    models: str | None,
+    usage_unasked: bool,
+    replace: bool,
+) -> None:
+    """Add a vendor; its key is sealed, so that only gateways can open it."""
+    new = NewVendor(
+        name=name,
+        kind=kind,
+        base_url=base_url,
+        key=_read_key(key_file),
+        is_private=private,
+        is_default=is_default,
+        models=parse_list(models, field="models"),
+        usage_unasked=usage_unasked,
+    )
+    hosts = os.environ.get("KAIXU_VENDOR_HOSTS", "").lower()
+    allowed = frozenset(parse_list(hosts, field="KAIXU_VENDOR_HOSTS") or ()) if hosts else None
+    check_vendor(new, allowed_hosts=allowed)
+
+    async def add(connection: asyncpg.Connection) -> dict[str, Any]:
+        return await add_vendor(connection, new, replace=replace, allowed_hosts=allowed)
+
+    added = _run(place, add)
+    _print(added, as_json, f"{name} is called at {added['base_url']}.")
+
+
+@command(vendor, "list")
+def vendor_list(*, place: DatabasePlace, as_json: bool) -> None:
+    """List the vendors, without their keys."""
+    rows = _run(place, list_vendors)
+    columns = ("name", "kind", "base_url", "is_default", "models", "is_simulator", "key_version")
+    _print(rows, as_json, output.table(rows, columns, empty="There is no vendor."))
+
+
+@command(vendor, "remove")
+@click.argument("name")
+def vendor_remove(*, place: DatabasePlace, as_json: bool, name: str) -> None:
+    """Remove a vendor and forget its key."""
+    removed = _run(place, lambda connection: remove_vendor(connection, name))
+    _print(removed, as_json, f"{name} is removed.")
+
+
+@command(vendor, "rotate")
+@click.argument("name")
+@click.option("--key-file", required=True, help="A file with its new key; - for stdin.")
+def vendor_rotate(*, place: DatabasePlace, as_json: bool, name: str, key_file: str) -> None:
+    """Give a vendor a new key; calls that are open go on with the old one."""
+    key = _read_key(key_file)
+    rotated = _run(place, lambda connection: rotate_vendor(connection, name, key))
+    _print(rotated, as_json, f"{name} has key version {rotated['key_version']}.")
+
+
+@command(alias, "set")
+@click.argument("name")
+@click.argument("target", metavar="VENDOR/MODEL")
+def alias_set(*, place: DatabasePlace, as_json: bool, name: str, target: str) -> None:
+    """Let a name stand for a vendor's model."""
+    made = _run(place, lambda connection: set_alias(connection, name, target))
+    _print(made, as_json, f"{name} leads to {target}.")
+
+
+@command(alias, "list")
+def alias_list(*, place: DatabasePlace, as_json: bool) -> None:
+    """List the aliases."""
+    rows = _run(place, list_aliases)
+    text = output.table(rows, ("name", "vendor", "model"), empty="There is no alias.")
+    _print(rows, as_json, text)
+
+
+@command(alias, "remove")
+@click.argument("name")
+def alias_remove(*, place: DatabasePlace, as_json: bool, name: str) -> None:
+    """Forget an alias."""
+    removed = _run(place, lambda connection: remove_alias(connection, name))
+    _print(removed, as_json, f"{name} is removed.")
+
+
+# ------------------------------------------------------------------------------------------- tokens
+
+
+@command(token, "create")
+@click.option("--name", default="", help="What people call it.")
+@click.option("--limit", type=int, help="Calls a month.")
+@click.option("--expires", default="30d", show_default=True, help="As 90s, 15m, 12h or 30d.")
+@click.option("--models", help="Globs of the models that it may use, with commas between.")
+@click.option("--scope", default="calls", show_default=True, help="calls, usage:read, or both.")
+def token_create(
+    *,
+    place: DatabasePlace,
+    as_json: bool,
+    name: str,
+    limit: int | None,
+    expires: str,
+    models: str | None,
+    scope: str,
+) -> None:
+    """Create a token and print it: this once."""
+    new = NewToken(
+        text=generate(),
+        name=name,
+        life=parse_token_life(expires, field="expires"),
+        limit=limit,
+        models=parse_list(models, field="models"),
+        scopes=sorted(set(parse_list(scope, field="scope") or ())),
+    )
+    check_new_token(new)
+    created = _run(place, lambda connection: create_token(connection, new, ids=IdMaker(time.time)))
+    if not as_json:
+        expiry = output.text(created["expires_at"])
+        output.note(f"Token {created['id']}, until {expiry}; it is shown this once:")
+    _print(created, as_json, created["token"])
+
+
+@command(token, "list")
+def token_list(*, place: DatabasePlace, as_json: bool) -> None:
+    """List the tokens, as far as a person may see them."""
+    rows = _run(place, list_tokens)
+    columns = ("id", "hint", "name", "state", "limit", "models", "expires_at")
+    _print(rows, as_json, output.table(rows, columns, empty="There is no token."))
+
+
+@command(token, "revoke")
+@click.argument("token_id", metavar="ID")
+def token_revoke(*, place: DatabasePlace, as_json: bool, token_id: str) -> None:
+    """Revoke a token now, open streams included, and print the receipt."""
+
+    async def revoke(connection: asyncpg.Connection) -> dict[str, Any]:
+        return await revoke_token(connection, token_id, is_embedded=place.is_embedded)
+
+    receipt = _run(place, revoke)
+    _print(receipt, as_json, _receipt_text(receipt))
+
+
+@command(token, "generate")
+def token_generate(*, place: DatabasePlace, as_json: bool) -> None:
+    """Print a well-formed token that is registered nowhere, for KAIXU_GATE_TOKEN."""
+    del place
+    made = generate()
+    _print({"token": made}, as_json, made)
+
+
+@command(vault, "keygen")
+@click.option("--out", type=click.Path(path_type=Path, dir_okay=False), help="A new file.")
+def vault_keygen(*, place: DatabasePlace, as_json: bool, out: Path | None) -> None:
+    """Make a key pair; the private key is for KAIXU_VAULT_KEY or KAIXU_VAULT_KEY_FILE."""
+    del place
+    pair = keygen()
+    if out is None:
+        if not as_json:
+            output.note(f"The public key is {pair.public}; the private key, for gateways alone:")
+        document = {"private_key": pair.private, "public_key": pair.public}
+        _print(document, as_json, pair.private)
+        return
+    if out.exists():
+        raise Refused(f"{out} exists: a key that is overwritten is lost.", field="out")
+    try:
+        write_private(out, pair.private + "\n")
+    except OSError as error:
+        raise BadArgument(f"{out} can't be written: {error.strerror}.", field="out") from error
+    text = f"{out} has the private key; the public key is {pair.public}."
+    _print({"path": str(out), "public_key": pair.public}, as_json, text)
+
+
+# -------------------------------------------------------------------------------------------- usage
+
+
+@kaixu.group(invoke_without_command=True)
+@click.option("--month", help="As 2026-11 [default: this one].")
+@click.option("--by", type=click.Choice(GROUPINGS), default="token", show_default=True)
+@click.option("--data", type=click.Path(path_type=Path, file_okay=False), help="The data folder.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.pass_context
+def usage(
+    context: click.Context, *, month: str | None, by: str, data: Path | None, as_json: bool
+) -> None:
+    """What was used in a month; `usage events` has every single call."""
+    if context.invoked_subcommand is not None:
+        context.obj = (data, as_json)
+        return
+    first_day = None if month is None else parse_month(month, field="month")
+    report = _run(_place(data), lambda connection: report_usage(connection, month=first_day, by=by))
+    label = {"token": ("token_id", "name")}.get(by, (by,))
+    sums = ("calls", "counted", "input_tokens", "cache_read_tokens", "cache_write_tokens")
+    columns = (*label, *sums, "output_tokens", "reasoning_tokens")
+    table = output.table(report["rows"], columns, empty=f"No calls in {report['month']}.")
+    sealed = output.text(report["sealed_through"])
+    _print(report, as_json, f"{table}\n\nEvery call up to {sealed} is in it.")
+
+
+@command(usage, "events")
+@click.option("--after", metavar="CURSOR", help="Go on after this event.")
+@click.option("--format", "layout", type=click.Choice(["ndjson", "csv"]), default="ndjson")
+def usage_events(*, place: DatabasePlace, as_json: bool, after: str | None, layout: str) -> None:
+    """Print every event, one a line, in the order in which they became visible."""
+    del as_json  # ndjson is JSON
+    if after is not None:
+        Cursor.parse(after)
+
+    async def print_all(connection: asyncpg.Connection) -> None:
+        if layout == "csv":
+            output.say(output.csv_line(COLUMNS))
+        async for event in read_events(connection, after=after):
+            is_csv = layout == "csv"
+            output.say(output.csv_line(event.values()) if is_csv else output.event_json(event))
+
+    _run(place, print_all)
+
+
+# ------------------------------------------------------------------------------------------ details
+
+
+def _place(data: Path | None) -> DatabasePlace:
+    if data is None:
+        outer = click.get_current_context().find_object(tuple)
+        data = outer[0] if outer is not None else None
+    folder = default_data_dir(os.environ) if data is None else data
+    return DatabasePlace(
+        data_dir=folder.expanduser().absolute(), url=read_secret(os.environ, "KAIXU_DATABASE_URL")
+    )
+
+
+def _make_data_dir(place: DatabasePlace) -> None:
+    try:
+        make_private(place.data_dir)
+    except OSError as error:
+        message = f"{place.data_dir} can't be used: {error.strerror}."
+        raise BadArgument(message, field="data") from error
+
+
+def _run(
+    place: DatabasePlace,
+    work: Callable[[asyncpg.Connection], Awaitable[Result]],
+    *,
+    migrated: bool = True,
+) -> Result:
+    """Do one command's work on the database."""
+
+    async def run() -> Result:
+        async with open_database(place, migrated=migrated) as connection:
+            return await work(connection)
+
+    return asyncio.run(run())
+
+
+def _print(document: object, as_json: bool, text: str) -> None:  # noqa: FBT001 - it reads well
+    output.say(output.json_text(document) if as_json else text)
+
+
+def _read_key(path: str) -> str:
+    if path == "-":
+        content = sys.stdin.buffer.read(SECRET_BYTES_MAX + 1)
+        return decode_secret(content, field="key-file")
+    return read_secret_file(Path(path), field="key-file")
+
+
+def _welcome(ready: Ready) -> str:
+    """Return what a person reads when everything runs."""
+    lines = [
+        "",
+        f"  Gateway   {ready.gateway_url}",
+        f"  Ops       {ready.ops_url}",
+        f"  Data      {ready.data_dir}",
+    ]
+    if ready.token is not None:
+        lines += [f"  Token     {ready.token}", "            (shown this once, good for 30 days)"]
+    if ready.simulated:
+        names = ", ".join(ready.simulated)
+        lines += ["", f"  Simulated: {names}. The simulator stands in until there is a key, as"]
+        lines += ["  OPENAI_API_KEY at the next start, or by `kaixu vendor add`."]
+    model = "sim-slow-20-100" if "openai" in ready.simulated else "gpt-4o-mini"
+    body = f'{{"model":"{model}","stream":true,"messages":[{{"role":"user","content":"Hello"}}]}}'
+    curl = (
+        f"curl -N {ready.gateway_url}/v1/chat/completions "
+        f"-H 'Authorization: Bearer {ready.token or 'kxg_…'}' "
+        f"-H 'Content-Type: application/json' -d '{body}'"
+    )
+    lines += ["", "  Try it:", "", curl, "", "  Ctrl-C stops it."]
+    return "\n".join(lines)
+
+
+def _receipt_text(receipt: dict[str, Any]) -> str:
+    """Return a receipt as a person reads it."""
+    whole = "on every worker" if receipt["complete"] else "but not every worker has confirmed"
+    head = (
+        f"Revoked {receipt['token_id']} at {output.text(receipt['committed_at'])}, {whole}: "
+        f"{receipt['streams_cut']} streams cut, {receipt['took_ms']} ms."
+    )
+    lines = [head]
+    for worker in receipt["workers"]:
+        line = f"  {worker['machine']} {worker['worker_id']}: {worker['state']}"
+        if worker["state"] != "confirmed":
+            line += (
+                f"; admits nothing after {output.text(worker['admission_stops_at'])}, "
+                f"its streams end by {output.text(worker['streams_stop_at'])}"
+            )
+        lines.append(line)
+    return "\n".join(lines)
+
+
+# ------------------------------------------------------------------------------------------ errors
+
+
+def main() -> NoReturn:
+    """Run the command line, and exit."""
+    as_json = "--json" in sys.argv[1:]
+    try:
+        code = kaixu.main(standalone_mode=False)
+    except ControlError as error:
+        code = _fail(error, as_json=as_json)
+    except click.ClickException as error:
+        code = _fail(_usage_error(error), as_json=as_json)
+    except asyncpg.PostgresError as error:
+        code = _fail(ControlError(f"The database says: {error}", code="database"), as_json=as_json)
+    except (click.Abort, KeyboardInterrupt):
+        code = EXIT_INTERRUPTED
+    except BrokenPipeError:  # whoever read our output has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 1
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _fail(error: ControlError, *, as_json: bool) -> int:
+    output.note(output.error_json(error) if as_json else f"kaixu: {error.message}")
+    return error.exit_code
+
+
+def _usage_error(error: click.ClickException) -> BadArgument:
+    parameter = getattr(error, "param", None)
+    field = None if parameter is None else str(parameter.name).replace("_", "-")
+    return BadArgument(error.format_message(), field=field)

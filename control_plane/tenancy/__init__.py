@@ -1,0 +1,1 @@
+"""Whom the gateway serves, and whom it calls: tokens, vendors, aliases."""

@@ -1,0 +1,82 @@
+-- name: create
+-- Insert a token into the default org, dated by the database's clock.
+INSERT INTO tokens (
+    id, digest, hint, name, org_id, workspace_id, user_id, scopes, models, expires_at
+)
+SELECT $1, $2, $3, $4, w.org_id, w.id, u.id, $5, $6, clock_timestamp() + $7
+FROM workspaces AS w
+JOIN users AS u ON u.org_id = w.org_id
+WHERE w.org_id = (SELECT id FROM orgs ORDER BY created_at, id LIMIT 1)
+ORDER BY w.created_at, w.id, u.created_at, u.id
+LIMIT 1
+RETURNING id::text, name, hint, scopes, models, created_at, expires_at, org_id
+
+-- name: set_limit
+-- Limit the calls a month of a token.
+INSERT INTO call_limits (kind, subject_id, org_id, calls_a_month) VALUES ('token', $1, $2, $3)
+
+-- name: renew
+-- Move the expiry of a token that its owner keeps alive; a revoked one stays revoked.
+UPDATE tokens SET expires_at = clock_timestamp() + $2 WHERE digest = $1
+RETURNING revoked_at
+
+-- name: any_exists
+-- Whether there is, or ever was, a token.
+SELECT EXISTS (SELECT FROM tokens)
+
+-- name: list
+-- Every token, newest first; what the default org has of them.
+SELECT
+    t.id::text, t.name, t.hint, t.parent_id::text, t.scopes, t.models,
+    l.calls_a_month AS "limit", t.created_at, t.expires_at, t.revoked_at,
+    CASE
+        WHEN t.revoked_at IS NOT NULL THEN 'revoked'
+        WHEN t.expires_at <= clock_timestamp() THEN 'expired'
+        ELSE 'live'
+    END AS state
+FROM tokens AS t
+LEFT JOIN call_limits AS l ON l.kind = 'token' AND l.subject_id = t.id
+ORDER BY t.created_at DESC, t.id DESC
+
+-- name: revoke
+-- End a token that has not been ended before; the transaction's id finds its change.
+UPDATE tokens SET revoked_at = clock_timestamp() WHERE id = $1 AND revoked_at IS NULL
+RETURNING pg_current_xact_id()::text AS xact
+
+-- name: change_of
+-- The change that a transaction logged for a token.
+SELECT ordinal, at FROM change_log
+WHERE xact = $2::text::xid8 AND kind = 'token' AND subject_id = $1 AND effect = 'dead'
+
+-- name: earlier_change
+-- The change that ended a token earlier; without an ordinal where the log was pruned since.
+SELECT c.ordinal, coalesce(c.at, t.revoked_at) AS at
+FROM tokens AS t
+LEFT JOIN LATERAL (
+    SELECT ordinal, at FROM change_log
+    WHERE kind = 'token' AND subject_id = t.id AND effect = 'dead'
+    ORDER BY ordinal DESC LIMIT 1
+) AS c ON true
+WHERE t.id = $1
+
+-- name: workers
+-- Every worker that may still admit calls or run streams, and whether a change holds in it.
+SELECT
+    w.id::text AS worker_id, w.machine, c.at AS confirmed_at, c.streams_cut,
+    w.applied >= $1 AS has_applied,
+    w.started_at > $2 AS began_later,
+    w.heartbeat_at,
+    w.heartbeat_at + w.lease > clock_timestamp() AS is_live,
+    w.heartbeat_at + w.lease AS admission_stops_at,
+    w.heartbeat_at + w.lease + w.offline_stream_grace AS streams_stop_at
+FROM workers AS w
+LEFT JOIN confirmations AS c ON c.worker_id = w.id AND c.ordinal = $1
+WHERE w.ended_at IS NULL
+    AND w.heartbeat_at + w.lease + w.offline_stream_grace > clock_timestamp()
+ORDER BY w.machine, w.started_at, w.id
+
+-- name: started_within_a_lease
+-- Whether the server began so recently that workers may be out there which it has not heard of.
+SELECT pg_postmaster_start_time() + greatest(
+    $1, (SELECT max(lease) FROM workers WHERE ended_at IS NULL)
+) > clock_timestamp()
