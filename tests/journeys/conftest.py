@@ -1,0 +1,55 @@
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.journeys.product import Product, Simulator
+
+
+@pytest.fixture(scope="session")
+def shared_folder() -> Iterator[Path]:
+    # Not pytest's: PostgreSQL's paths and its user want a short way that can be opened.
+    folder = Path(tempfile.mkdtemp(prefix="kaixu-journey-"))
+    yield folder
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def product(shared_folder: Path) -> Iterator[Product]:
+    """One product for the journeys that leave it as they found it."""
+    started = Product.start(shared_folder / "data")
+    yield started
+    started.destroy()
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    made = Path(tempfile.mkdtemp(prefix="kaixu-journey-"))
+    yield made
+    shutil.rmtree(made, ignore_errors=True)
+
+
+@pytest.fixture
+def start(folder: Path) -> Iterator[Callable[..., Product]]:
+    """Starts products of the test's own, in `folder / "data"`, and leaves none behind."""
+    started: list[Product] = []
+
+    def starter(**options: Any) -> Product:
+        product = Product.start(folder / "data", **options)
+        started.append(product)
+        return product
+
+    yield starter
+    for product in started:
+        product.destroy()
+
+
+@pytest.fixture
+def simulator(folder: Path) -> Iterator[Simulator]:
+    """A simulated vendor of the test's own."""
+    started = Simulator(folder / "simulator.jsonl")
+    yield started
+    started.stop()
