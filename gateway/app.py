@@ -205,6 +205,7 @@ class Worker:
                 total_seconds=settings.stream_total_seconds,
             ),
             loop=loop,
+            cors_origins=settings.cors_origins,
         )
         self._lane = Lane(
             self._calls.handle,

@@ -6,8 +6,9 @@ loop. The answer's way back is `relay.py`; how bytes reach clients is `lane.py`.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass, field
+from http import HTTPStatus
 from typing import Final, Protocol
 
 from gateway.auth.authenticate import token_candidates
@@ -43,6 +44,11 @@ _SESSION_HEADERS: Final = frozenset(
 _HEALTHY: Final = b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\nx-content-type-options: nosniff\r\n\r\n"
 
 Limits = tuple[Subject, ...]
+# A page may send what its SDK sends: the token in it is what counts.
+_PREFLIGHT: Final = (
+    b"HTTP/1.1 204 No Content\r\naccess-control-allow-methods: GET, POST\r\n"
+    b"access-control-allow-headers: *, authorization\r\naccess-control-max-age: 600\r\n\r\n"
+)
 
 
 class Authenticator(Protocol):
@@ -76,6 +82,9 @@ class CallMetrics(Protocol):
 
     def refused(self, reason: str) -> None:
         """Count a refusal."""
+
+    def vendor_error(self, vendor: str, kind: str) -> None:
+        """Count a vendor that could not be connected to; no row tells of it."""
 
     def stream_opened(self) -> None:
         """Count an answer under way."""
@@ -118,8 +127,8 @@ class Call:
             return
         self.cut_by = error
         if self.relay is not None:
-            status = Status.DEADLINE if error.reason == "vendor_timeout" else Status.REVOKED
-            self.relay.cut(status, error)
+            is_about_token = error.status == HTTPStatus.UNAUTHORIZED
+            self.relay.cut(Status.REVOKED if is_about_token else Status.DEADLINE, error)
         elif self.exchange.task is not None:
             self.exchange.task.cancel()
 
@@ -144,12 +153,14 @@ class Calls:
         on_defect: OnDefect,
         times: RelayTimes,
         loop: asyncio.AbstractEventLoop,
+        cors_origins: Collection[str] = (),
         before_call: BeforeCall | None = None,
     ) -> None:
         """Everything is handed in.
 
-        `routing` gives the present table, `lease_holds` whether this worker may admit calls,
-        `on_defect(call_id, exception)` tells of what must not happen.
+        `cors_origins` are the web origins whose pages may call, `routing` gives the present table,
+        `lease_holds` says whether this worker may admit calls, `on_defect(call_id, exception)` is
+        told of what must not happen.
         """
         self._authenticator = authenticator
         self._allowances = allowances
@@ -165,6 +176,7 @@ class Calls:
         self._on_defect = on_defect
         self._times = times
         self._loop = loop
+        self._cors_origins = frozenset(origin.encode() for origin in cors_origins)
         self._before_call = before_call
         self._relays: set[Relay] = set()
         self.draining = False
@@ -175,6 +187,9 @@ class Calls:
         started = self._records.now()
         call: Call | None = None
         try:
+            if self._cors_origins and self._is_preflight(exchange):
+                exchange.respond(_PREFLIGHT)
+                return
             match = self._match(exchange)
             if match is None:
                 exchange.respond(_HEALTHY)
@@ -232,6 +247,16 @@ class Calls:
         now = self._loop.time()
         for relay in list(self._relays):
             relay.check_deadlines(now)
+
+    def _is_preflight(self, exchange: Exchange) -> bool:
+        """Let pages of configured origins read answers; return whether one only asks if it may."""
+        origin = _header(exchange, b"origin")
+        if origin not in self._cors_origins:
+            return False
+        exchange.cors_origin = origin
+        return exchange.method == b"OPTIONS" and (
+            _header(exchange, b"access-control-request-method") is not None
+        )
 
     # who
 
@@ -378,7 +403,13 @@ class Calls:
     async def _connection(self, target: Target, *, fresh: bool) -> UpstreamConnection:
         origin = Origin.of(target)
         warm = None if fresh else self._pool.take_idle(origin)
-        return warm or await self._pool.connect(origin)
+        if warm is not None:
+            return warm
+        try:
+            return await self._pool.connect(origin)
+        except GatewayError as error:
+            self._metrics.vendor_error(target.name, error.reason)
+            raise
 
     def _send(
         self,

@@ -65,6 +65,7 @@ SWEEP_SECONDS: Final = 1.0
 _HOST: Final = re.compile(rb"(?:[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{1,5})?")
 _TARGET: Final = re.compile(rb"/[\x21-\x7e]*")
 _REQUEST_LINE_SPACES: Final = 2
+_CORS_PREFIX: Final = b"access-control-"
 _CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 
@@ -132,6 +133,7 @@ class Exchange:
         "answered",
         "body_error",
         "body_whole",
+        "cors_origin",
         "expects_continue",
         "headers",
         "is_head",
@@ -160,6 +162,7 @@ class Exchange:
         self.keep_alive = True
         self.upgrade = False
         self.expects_continue = False
+        self.cors_origin: bytes | None = None  # whose pages may read the answer
         self.sink: Sink | None = None
         self.task: asyncio.Task[None] | None = None
         self.started = False  # some of the answer was written
@@ -252,6 +255,9 @@ class Exchange:
         if close or not self.body_whole:
             self.keep_alive = False
         self.started = True
+        if self.cors_origin is not None:
+            first, _, rest = answer.partition(b"\r\n")
+            answer = b"%b\r\n%b%b" % (first, _cors_lines(self.cors_origin), rest)
         self._out.append(answer)
         self.finish_written()
 
@@ -264,7 +270,11 @@ class Exchange:
         """
         self.started = True
         head = [b"HTTP/1.1 %d %b\r\n" % (status, reason)]
+        if self.cors_origin is not None:  # a second opinion on it would make browsers refuse
+            headers = [one for one in headers if not one[0].startswith(_CORS_PREFIX)]
         head += [b"%b: %b\r\n" % header for header in headers]
+        if self.cors_origin is not None:
+            head.append(_cors_lines(self.cors_origin))
         if length is not None:
             head.append(b"content-length: %d\r\n" % length)
         elif not no_body:
@@ -708,6 +718,14 @@ def _check_head(*, version: str, target: bytes, headers: Headers) -> None:
             raise RequestInvalid("The Transfer-Encoding is not chunked alone.")
     if hosts > 1 or (hosts == 0 and version == "1.1"):
         raise RequestInvalid("There is not one Host header.")
+
+
+def _cors_lines(origin: bytes) -> bytes:
+    """Return the headers that let a page of this origin read an answer."""
+    return (
+        b"access-control-allow-origin: %b\r\naccess-control-expose-headers: *\r\nvary: origin\r\n"
+        % origin
+    )
 
 
 def is_loopback(address: str) -> bool:

@@ -207,7 +207,8 @@ class Relay:
         if rest:
             self._bytes_down += len(rest)
             self._exchange.send(rest)
-        self._close(self._final_status(), complete=True)
+        status = self._final_status()
+        self._close(status, complete=status is Status.COMPLETE)
         self._exchange.finish()
         self._done(Outcome.ANSWERED)
 
@@ -226,7 +227,7 @@ class Relay:
         if kind.bad_key(self._status, plain):
             self._fail(Status.VENDOR_ERROR, VendorKeyRefused())
             return
-        headers = self._headers
+        headers = [(name, mask_key(value, self._target.key)) for name, value in self._headers]
         masked = mask_key(plain, self._target.key)
         if masked != plain:
             body = masked

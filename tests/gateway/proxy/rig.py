@@ -151,11 +151,15 @@ class Lines:
 class Counted:
     def __init__(self) -> None:
         self.refusals: list[str] = []
+        self.vendor_errors: list[tuple[str, str]] = []
         self.open = 0
         self.finished: list[Usage] = []
 
     def refused(self, reason: str) -> None:
         self.refusals.append(reason)
+
+    def vendor_error(self, vendor: str, kind: str) -> None:
+        self.vendor_errors.append((vendor, kind))
 
     def stream_opened(self) -> None:
         self.open += 1
@@ -230,6 +234,7 @@ class Rig:
             on_defect=lambda call_id, error: self.defects.append(error),
             times=self.times,
             loop=loop,
+            cors_origins=("https://ide.example",),
         )
         self.lane = Lane(self.calls.handle, self.calls.refuse, loop=loop)
         self.port = 0

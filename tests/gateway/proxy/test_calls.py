@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from gateway.errors import JournalFull, TokenRevoked
+from gateway.errors import Draining, JournalFull, TokenRevoked
 from gateway.proxy import relay as relay_module
 from tests.gateway.proxy.rig import DEADLINE_SECONDS, KEY, TOKEN, Rig, Script, StayOpen
 
@@ -407,6 +407,7 @@ async def test_a_vendor_that_is_not_there_is_a_502_without_a_row(rig: Rig) -> No
     assert (answer.status, answer.headers["x-kaixu-reason"]) == (502, "vendor_unreachable")
     assert rig.lines.opened == {}
     assert rig.units.taken == 0
+    assert rig.metrics.vendor_errors == [("openai", "vendor_unreachable")]
 
 
 async def test_a_vendor_that_never_answers_is_given_up(rig: Rig) -> None:
@@ -506,3 +507,41 @@ async def test_a_slow_client_holds_the_vendor_back(rig: Rig) -> None:
                 await asyncio.sleep(0.01)
         assert sent < 32 * 1024 * 1024
     assert (await rig.lines.row())["status"] == "client_closed"
+
+
+async def test_pages_of_configured_origins_may_call(rig: Rig) -> None:
+    rig.vendor.script = streams(OPENAI_STREAM)
+    preflight = await rig.ask(
+        "/v1/chat/completions",
+        method="OPTIONS",
+        headers=["Origin: https://ide.example", "Access-Control-Request-Method: POST"],
+    )
+    assert preflight.status == 204
+    assert preflight.headers["access-control-allow-origin"] == "https://ide.example"
+    answer = await rig.ask("/v1/chat/completions", CHAT, headers=["Origin: https://ide.example"])
+    assert answer.headers["access-control-allow-origin"] == "https://ide.example"
+    assert answer.body == OPENAI_STREAM
+    refused = await rig.ask("/v1/nothing", {}, headers=["Origin: https://ide.example"])
+    assert refused.headers["access-control-allow-origin"] == "https://ide.example"
+
+
+async def test_pages_of_other_origins_may_not(rig: Rig) -> None:
+    for origin in ("https://evil.example", "https://ide.example.evil.example", "null"):
+        answer = await rig.ask(
+            "/v1/chat/completions",
+            method="OPTIONS",
+            headers=[f"Origin: {origin}", "Access-Control-Request-Method: POST"],
+        )
+        assert answer.status == 405
+        assert "access-control-allow-origin" not in answer.headers
+
+
+async def test_a_call_that_outlives_a_drain_is_no_revocation(rig: Rig) -> None:
+    rig.vendor.script = hangs
+    async with rig.client() as client:
+        client.send(rig.request("/v1/chat/completions", CHAT))
+        await client.until(b"{}}]}\n\n\r\n")
+        rig.live.cut_all(Draining)
+        await client.until(b"0\r\n\r\n")
+    row = await rig.lines.row()
+    assert (row["status"], row["reason"]) == ("deadline", "draining")
