@@ -50,6 +50,7 @@ from gateway.proxy.relay import RelayTimes
 from gateway.proxy.route_loader import RouteLoader
 from gateway.proxy.upstream import Origin, UpstreamPool, make_dial
 from gateway.settings import Settings
+from gateway.sql import DATABASE_FAULTS
 from gateway.vendors.vault import Vault
 from gateway.worker_link import State, SupervisorLink, WorkerContext
 
@@ -72,8 +73,6 @@ JOURNAL_FAULT_SECONDS: Final = 5.0  # not ready for so long after the disk faile
 CUT_SECONDS_MAX: Final = 1.0  # for cut calls to write their last event
 SHIP_SECONDS_MAX: Final = 5.0  # for the last rows; what is left is the next worker's
 END_SECONDS_MAX: Final = 2.0  # for telling the database that this worker has ended
-
-_AWAY: Final = (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError)
 
 
 async def serve(settings: Settings, context: WorkerContext, *, log: Log) -> None:
@@ -477,7 +476,7 @@ class Worker:
                     ),
                     keep_in=self._journal,
                 )
-            except (LedgerAway, DatabaseAway, *_AWAY) as error:
+            except (LedgerAway, DatabaseAway, *DATABASE_FAULTS) as error:
                 self._log.warning("recovery put off", problem=f"{type(error).__name__}: {error}")
             await asyncio.sleep(RECOVERY_SECONDS)
 

@@ -13,6 +13,19 @@ from collections.abc import Mapping
 from importlib import resources
 from typing import Final, NoReturn
 
+import asyncpg
+
+# What asyncpg raises where nothing answered as it should: the database is away or late, or the
+# connection died, sometimes in the middle of what asyncpg was doing with it.
+CONNECTION_FAULTS: Final = (
+    OSError,
+    TimeoutError,
+    asyncpg.InterfaceError,
+    asyncpg.InternalClientError,
+)
+# And where the database answered, but not with what was asked for.
+DATABASE_FAULTS: Final = (*CONNECTION_FAULTS, asyncpg.PostgresError)
+
 _NAME: Final = re.compile(r"^-- name: *(.*?) *$", re.MULTILINE)
 _IDENTIFIER: Final = re.compile(r"[a-z][a-z0-9_]*")
 

@@ -14,7 +14,7 @@ from typing import Any, Final, Self, TypeVar
 import asyncpg
 
 from gateway.auth.recent_changes import Change
-from gateway.sql import load_queries
+from gateway.sql import DATABASE_FAULTS, load_queries
 
 CHANGES_CHANNEL: Final = "kaixu_changes"
 RECALL_CHANNEL: Final = "kaixu_recall"
@@ -30,14 +30,6 @@ _END_WORKER = _QUERIES["end_worker"]
 # "token:0193…": anyone who may connect may notify.
 _RECALL: Final = re.compile(
     r"(token|user|workspace|org):([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})"
-)
-
-_FOREIGN: Final = (
-    OSError,
-    TimeoutError,
-    asyncpg.PostgresError,
-    asyncpg.InterfaceError,
-    asyncpg.InternalClientError,
 )
 
 Answer = TypeVar("Answer")
@@ -120,7 +112,7 @@ class FeedConnection:
         try:
             async with asyncio.timeout(CONNECT_SECONDS_MAX):
                 self._connection = connection = await self._connect()
-        except _FOREIGN as error:
+        except DATABASE_FAULTS as error:
             raise _lost(error) from error
         try:
             connection.add_termination_listener(self._on_end)
@@ -206,7 +198,7 @@ class FeedConnection:
         try:
             async with asyncio.timeout(self._query_seconds):
                 return await asked
-        except _FOREIGN as error:
+        except DATABASE_FAULTS as error:
             raise _lost(error) from error
 
     # Called by asyncpg

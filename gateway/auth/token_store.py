@@ -8,7 +8,7 @@ import asyncpg
 
 from gateway.auth.caller import Caller, Subject
 from gateway.errors import DatabaseAway
-from gateway.sql import load_queries
+from gateway.sql import DATABASE_FAULTS, load_queries
 
 QUERY_SECONDS_MAX: Final = 5.0  # for a connection, and for the query
 FIRST_BLOCK_UNITS: Final = 16  # of each allowance; a token that proves busy asks for more
@@ -80,7 +80,7 @@ class TokenStore:
         try:
             async with self._pool.acquire(timeout=QUERY_SECONDS_MAX) as connection:
                 return await connection.fetch(query, *arguments, timeout=QUERY_SECONDS_MAX)
-        except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError) as error:
+        except DATABASE_FAULTS as error:
             raise DatabaseAway from error
 
 

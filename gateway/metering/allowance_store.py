@@ -9,7 +9,7 @@ from typing import Any, Final, Self
 import asyncpg
 
 from gateway.errors import DatabaseAway
-from gateway.sql import load_queries
+from gateway.sql import DATABASE_FAULTS, load_queries
 
 STATEMENT_SECONDS_MAX: Final = 2.0  # a call waits for it; what comes later is settled as lost
 
@@ -96,5 +96,5 @@ class AllowanceStore:
             # The pool's own deadline also ends its wait for the cancelling of a late statement.
             async with asyncio.timeout(seconds), self._pool.acquire(timeout=seconds) as connection:
                 return await connection.fetch(query, *arguments)
-        except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError) as error:
+        except DATABASE_FAULTS as error:
             raise DatabaseAway from error

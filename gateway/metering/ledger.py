@@ -19,7 +19,7 @@ import asyncpg
 
 from gateway.metering.journal import Journal
 from gateway.metering.journal_recovery import Findings, Orphan
-from gateway.sql import load_queries
+from gateway.sql import CONNECTION_FAULTS, load_queries
 
 BATCH_ROWS_MAX: Final = 500
 BATCH_BYTES_MAX: Final = 1024 * 1024
@@ -233,7 +233,7 @@ class Ledger:
             if sqlstate.startswith(_DATA_FAULTS):
                 raise _BadData(sqlstate=sqlstate, message=str(error)) from error
             raise LedgerAway(f"{sqlstate} {error}") from error
-        except (OSError, TimeoutError, asyncpg.InterfaceError) as error:
+        except CONNECTION_FAULTS as error:
             raise LedgerAway(f"{type(error).__name__} {error}") from error
         assert row is not None, "each of the queries gives one row"
         return row

@@ -11,7 +11,7 @@ from typing import Final, NamedTuple
 
 import asyncpg
 
-from gateway.sql import load_queries
+from gateway.sql import DATABASE_FAULTS, load_queries
 
 KEPT_A_SECOND_MAX: Final = 10
 QUEUE_MAX: Final = 1_000  # kept refusals that wait for the database
@@ -94,7 +94,7 @@ class RefusalLog:
         try:
             async with asyncio.timeout(QUERY_SECONDS_MAX):
                 await self._pool.execute(_ADD, self._worker_id, *columns)
-        except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError):
+        except DATABASE_FAULTS:
             room = QUEUE_MAX - len(self._queue)
             lost = batch[: max(0, len(batch) - room)]
             self._unsampled += sum(1 + one.unsampled for one in lost)
@@ -112,6 +112,6 @@ class RefusalLog:
                 pruned += some
                 if not some:
                     break
-        except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError):
+        except DATABASE_FAULTS:
             pass
         return pruned

@@ -12,14 +12,13 @@ import asyncpg
 
 from gateway.log import Log
 from gateway.proxy.routing import RoutingTable, Target
+from gateway.sql import DATABASE_FAULTS
 from gateway.vendors.registry import KINDS
 from gateway.vendors.vault import OpenedVendor, Vault, load_aliases, load_vendors
 
 LOAD_SECONDS_MAX: Final = 10.0
 RETRY_SECONDS_MIN: Final = 0.1
 RETRY_SECONDS_MAX: Final = 2.0
-
-_AWAY: Final = (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError)
 
 
 class RouteLoader:
@@ -67,7 +66,7 @@ class RouteLoader:
                 async with asyncio.timeout(LOAD_SECONDS_MAX):
                     await self.load()
                 wait = RETRY_SECONDS_MIN
-            except _AWAY as error:
+            except DATABASE_FAULTS as error:
                 self._log.warning("vendors not loaded", problem=f"{type(error).__name__}: {error}")
                 self._stale.set()
                 await self._sleep(wait * (0.5 + self._jitter() / 2))
