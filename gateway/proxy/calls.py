@@ -425,6 +425,7 @@ class Calls:
     ) -> Relay:
         """Open the record and write to the vendor. Nothing waits in here: it is one step."""
         exchange = call.exchange
+        head = _request_head(exchange, request)
         record = CallRecord(self._records)
         relay = Relay(
             exchange=exchange,
@@ -461,7 +462,6 @@ class Calls:
             self._pool.put_back(connection)
             raise
         call.relay = relay
-        head = _request_head(exchange, request)
         relay.dispatch(connection, head, request.sent.body)
         return relay
 

@@ -109,6 +109,7 @@ class UpstreamConnection(asyncio.Protocol):
         self._head_done = False
         self._interim = 0
         self._ended = False
+        self._extra = False  # something came behind the answer
 
     @property
     def is_open(self) -> bool:
@@ -213,7 +214,14 @@ class UpstreamConnection(asyncio.Protocol):
 
     def _finish(self, reply: Reply) -> None:
         self._reply = None
-        keep = self._keep_alive and self._delimited and self.is_open
+        keep = (
+            self._keep_alive
+            and self._delimited
+            and not self._extra
+            and self.is_open
+            # An answer that did not wait for the whole request says nothing about its rest.
+            and not cast("asyncio.Transport", self.transport).get_write_buffer_size()
+        )
         reply.on_end()
         reply.on_read_done()
         if keep:
@@ -230,13 +238,16 @@ class UpstreamConnection(asyncio.Protocol):
         self._reason += status
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """Keep a header; bounded."""
+        """Keep a header; bounded. One that comes after the head is a trailer, and dropped."""
         if len(self._headers) >= RESPONSE_HEADERS_MAX:
             raise _HeadTooLarge
         self._headers.append((name, value))
 
     def on_headers_complete(self) -> None:
         """Tell the head, or skip an interim answer."""
+        if self._ended:
+            self._extra = True
+            return
         status = self._parser.get_status_code()
         headers, self._headers = self._headers, []
         if status < _INTERIM_END:
@@ -255,8 +266,12 @@ class UpstreamConnection(asyncio.Protocol):
 
     def on_body(self, data: bytes) -> None:
         """Hand a piece of the body on."""
-        if self._reply is not None:
+        if self._reply is not None and not self._ended:
             self._reply.on_data(data)
+
+    def on_message_begin(self) -> None:
+        """Note what nobody asked for: another answer behind the one that is whole."""
+        self._extra = self._ended
 
     def on_message_complete(self) -> None:
         """Note the end; it is told when the read is done."""

@@ -545,3 +545,36 @@ async def test_a_call_that_outlives_a_drain_is_no_revocation(rig: Rig) -> None:
         await client.until(b"0\r\n\r\n")
     row = await rig.lines.row()
     assert (row["status"], row["reason"]) == ("deadline", "draining")
+
+
+async def test_what_comes_behind_an_answer_reaches_nobody(rig: Rig) -> None:
+    whole = plain(200, {"a": 1})
+    rig.vendor.script = answers(whole + plain(200, {"of": "somebody else"}))
+    async with rig.client() as client:
+        for _ in range(2):
+            client.send(rig.request("/v1/chat/completions", {**CHAT, "stream": False}))
+            answer = await client.answer()
+            assert answer.body == b'{"a": 1}'
+    assert rig.vendor.connections == 2  # what was said twice is not trusted again
+    assert [row["status"] for row in rig.lines.rows] == ["complete", "complete"]
+
+
+async def test_interim_answers_are_skipped(rig: Rig) -> None:
+    rig.vendor.script = answers(
+        b"HTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\n" + plain(200, {"a": 1})
+    )
+    answer = await rig.ask("/v1/chat/completions", {**CHAT, "stream": False})
+    assert (answer.status, answer.body) == (200, b'{"a": 1}')
+    assert "link" not in answer.headers
+
+
+async def test_an_answer_without_a_length_ends_with_its_connection(rig: Rig) -> None:
+    async def until_close(head: bytes, body: bytes, writer: asyncio.StreamWriter) -> None:
+        writer.write(b'HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n\r\n{"a":1}')
+        await writer.drain()
+        writer.close()
+
+    rig.vendor.script = until_close
+    answer = await rig.ask("/v1/chat/completions", {**CHAT, "stream": False})
+    assert (answer.body, answer.clean) == (b'{"a":1}', True)
+    assert (await rig.lines.row())["status"] == "complete"
