@@ -61,8 +61,11 @@ ORDER BY 1
 
 -- name: sealed_through
 -- Up to when every call has its row: the oldest call that some worker has not shipped yet.
-SELECT coalesce(least(min(unshipped_since), min(heartbeat_at)), now())
-FROM workers WHERE ended_at IS NULL
+-- A worker that ended and left some in its journal counts until somebody has recovered it.
+SELECT coalesce(
+    least(min(unshipped_since), min(heartbeat_at) FILTER (WHERE ended_at IS NULL)), now()
+)
+FROM workers
 
 -- name: this_month
 -- The UTC month that the database is in.

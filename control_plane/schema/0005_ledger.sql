@@ -348,8 +348,10 @@ BEGIN
         SELECT ordinal, worker_id FROM confirmations
         WHERE at < now() - interval '1 hour' ORDER BY at LIMIT 10000
     );
+    -- One that left calls without rows stays until its journal is recovered: it holds the seal.
     DELETE FROM workers WHERE id IN (
-        SELECT id FROM workers WHERE ended_at < now() - interval '1 day' LIMIT 10000
+        SELECT id FROM workers
+        WHERE ended_at < now() - interval '1 day' AND unshipped_since IS NULL LIMIT 10000
     );
     PERFORM prune_blocks();
     SELECT count(*) INTO strays FROM (SELECT FROM usage_events_default LIMIT 1000) AS s;

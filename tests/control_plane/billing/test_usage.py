@@ -93,6 +93,32 @@ async def test_sealed_through_is_the_oldest_call_that_some_worker_still_holds(
     assert report["sealed_through"] == (unshipped or heartbeats[1])
 
 
+async def test_an_ended_worker_holds_the_seal_until_its_journal_is_recovered(
+    owner: asyncpg.Connection,
+) -> None:
+    admitted = datetime(2026, 11, 1, tzinfo=UTC)
+    worker_id = uuid.uuid4()
+    await owner.execute(
+        """
+        INSERT INTO workers (
+            id, machine, pid, heartbeat_at, lease, offline_stream_grace, applied, unshipped_since,
+            ended_at
+        )
+        VALUES ($1, 'm', 1, now(), '15 s', '300 s', 0, $2, now() - interval '2 days')
+        """,
+        worker_id,
+        admitted,
+    )
+    await owner.fetchval("SELECT housekeep()")
+    report = await report_usage(owner, month=None, by="token")
+    assert report["sealed_through"] == admitted
+    await owner.execute("UPDATE workers SET unshipped_since = NULL WHERE id = $1", worker_id)
+    report = await report_usage(owner, month=None, by="token")
+    assert report["sealed_through"] > admitted
+    await owner.fetchval("SELECT housekeep()")
+    assert await owner.fetchval("SELECT count(*) FROM workers") == 0
+
+
 async def test_without_workers_everything_is_sealed(owner: asyncpg.Connection) -> None:
     report = await report_usage(owner, month=None, by="day")
     age = await owner.fetchval(
