@@ -50,6 +50,7 @@ from control_plane.tenancy.vendors import (
     list_vendors,
     remove_vendor,
     rotate_vendor,
+    with_preset,
 )
 from gateway.auth.token import generate
 from gateway.ids import IdMaker
@@ -176,39 +177,50 @@ def gateway_command(*, place: DatabasePlace, as_json: bool) -> None:
 
 @command(vendor, "add")
 @click.argument("name")
-@click.option("--kind", required=True, help="How it is called: openai, anthropic, gemini.")
-@click.option("--base-url", required=True, help="As one gives it to the SDK of that kind.")
-@click.option("--key-file", required=True, help="A file with its key; - for stdin.")
+@click.option("--preset", help="The known vendor that it is [default: the one of its name].")
+@click.option("--kind", help="How it is called: openai, anthropic, gemini, cohere.")
+@click.option("--base-url", help="As one gives it to the SDK of that kind.")
+@click.option("--key-file", help="A file with its key; - for stdin.")
 @click.option("--private", is_flag=True, help="Allow http and private addresses.")
 @click.option("--default", "is_default", is_flag=True, help="For models that nobody claims.")
 @click.option("--models", help="Globs of the models that it takes, with commas between.")
-@click.option("--usage-unasked", is_flag=True, help="Its streams report usage without being asked.")
+@click.option(
+    "--usage-unasked/--usage-asked",
+    default=None,
+    help="Whether its streams report usage without being asked.",
+)
 @click.option("--replace", is_flag=True, help="Take the place of the vendor of this name.")
 def vendor_add(
     *,
     place: DatabasePlace,
     as_json: bool,
     name: str,
-    kind: str,
-    base_url: str,
-    key_file: str,
+    preset: str | None,
+    kind: str | None,
+    base_url: str | None,
+    key_file: str | None,
     private: bool,
     is_default: bool,
     models: str | None,
-    usage_unasked: bool,
+    usage_unasked: bool | None,
     replace: bool,
 ) -> None:
-    """Add a vendor; its key is sealed, so that only gateways can open it."""
-    new = NewVendor(
+    """Add a vendor; its key is sealed, so that only gateways can open it.
+
+    A known vendor's name says how and where it is called: openai, anthropic, gemini, mistral, groq,
+    deepseek, xai, openrouter, cerebras, perplexity, together, fireworks, cohere, voyage,
+    huggingface, zai, alibaba; on this machine and without a key ollama, vllm, lmstudio.
+    """
+    said = NewVendor(
         name=name,
-        kind=kind,
-        base_url=base_url,
-        key=_read_key(key_file),
+        kind=kind or "",
+        base_url=base_url or "",
+        key="" if key_file is None else _read_key(key_file),
         is_private=private,
         is_default=is_default,
         models=parse_list(models, field="models"),
-        usage_unasked=usage_unasked,
     )
+    new = with_preset(said, preset=preset, usage_unasked=usage_unasked)
     hosts = os.environ.get("KAIXU_VENDOR_HOSTS", "").lower()
     allowed = frozenset(parse_list(hosts, field="KAIXU_VENDOR_HOSTS") or ()) if hosts else None
     check_vendor(new, allowed_hosts=allowed)

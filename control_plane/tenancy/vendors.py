@@ -6,7 +6,7 @@ version that it was entered for. Nothing in this plane can open it again.
 
 import uuid
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 import asyncpg
@@ -17,6 +17,7 @@ from control_plane.tenancy.routes import check_routes
 from control_plane.tenancy.tokens import check_model_patterns
 from gateway.connect_guard import BaseUrl, BaseUrlInvalid, check_base_url
 from gateway.sql import load_queries
+from gateway.vendors.presets import PLACEHOLDER_KEY, PRESETS, Preset
 from gateway.vendors.registry import KINDS, InvalidVendorName, check_vendor_name
 from gateway.vendors.seal import info, seal
 from gateway.vendors.vendor import KeyUnusable
@@ -36,12 +37,12 @@ _REMOVE = _QUERIES["remove"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NewVendor:
-    """What a vendor is to be."""
+    """What a vendor is to be. `with_preset` fills in what a known vendor's name says."""
 
     name: str
-    kind: str
-    base_url: str
-    key: str = field(repr=False)  # empty for a simulator, which takes any
+    kind: str  # empty: not said
+    base_url: str  # empty: not said
+    key: str = field(repr=False)  # empty for a simulator, which takes any, or: not said
     is_private: bool = False
     is_default: bool = False
     models: Sequence[str] | None = None
@@ -108,6 +109,61 @@ async def add_vendor(
         "base_url": str(base_url),
         "key_version": version,
     }
+
+
+def with_preset(
+    vendor: NewVendor, *, preset: str | None = None, usage_unasked: bool | None = None
+) -> NewVendor:
+    """Return a vendor with everything that was not said of it, from a preset where one fits.
+
+    `preset` names it; without it, a vendor that has a known name and no base URL of its own is that
+    one. `usage_unasked` is what was said of it, None for nothing. What was said always holds. Raises
+    BadArgument where something is still missing.
+    """
+    known = _preset(vendor, preset)
+    if known is not None:
+        unasked = known.usage_unasked if usage_unasked is None else usage_unasked
+        is_there = not vendor.base_url  # at the preset's own address
+        vendor = replace(
+            vendor,
+            kind=vendor.kind or known.kind,
+            base_url=vendor.base_url or known.base_url,
+            is_private=vendor.is_private or (is_there and known.is_private),
+            usage_unasked=unasked,
+        )
+    elif usage_unasked is not None:
+        vendor = replace(vendor, usage_unasked=usage_unasked)
+    for value, name in ((vendor.kind, "kind"), (vendor.base_url, "base-url")):
+        if not value:
+            raise BadArgument(
+                f"'{vendor.name}' is no known vendor: --{name} is missing. "
+                f"Known are {', '.join(PRESETS)}.",
+                field=name,
+            )
+    if not vendor.key and vendor.is_private:
+        return replace(vendor, key=PLACEHOLDER_KEY)
+    if not vendor.key:
+        raise BadArgument(
+            "--key-file is missing: only a private vendor may need no key.", field="key-file"
+        )
+    return vendor
+
+
+def _preset(vendor: NewVendor, name: str | None) -> Preset | None:
+    if name is None:
+        known = None if vendor.base_url else PRESETS.get(vendor.name)
+        return known if known is not None and vendor.kind in ("", known.kind) else None
+    if name not in PRESETS:
+        raise BadArgument(
+            f"There is no preset '{name}'; there are {', '.join(PRESETS)}.", field="preset"
+        )
+    known = PRESETS[name]
+    if vendor.kind not in ("", known.kind) and not vendor.base_url:
+        raise BadArgument(
+            f"The preset '{name}' is of kind {known.kind}: give another kind's --base-url too.",
+            field="base-url",
+        )
+    return known
 
 
 def check_vendor(vendor: NewVendor, *, allowed_hosts: frozenset[str] | None = None) -> BaseUrl:

@@ -50,6 +50,11 @@ class Caller:
         """Return whether this token is for making calls."""
         return CALLS_SCOPE in self.scopes
 
+    @property
+    def has_model_list(self) -> bool:
+        """Whether there are models that this token may not use."""
+        return bool(self._patterns)
+
     def may_use(self, model: str) -> bool:
         """Return whether this token may use the model of this name; upper and lower case differ."""
         return all(pattern.match(model) for pattern in self._patterns)

@@ -19,6 +19,8 @@ from gateway.metering.decoding import DECODERS, DecodedTooLarge, Decoder, Decodi
 from gateway.metering.gemini_generate import GeminiGenerate
 from gateway.metering.json_parts import object_in_tail, objects_in_head
 from gateway.metering.openai_chat import OpenAIChat
+from gateway.metering.openai_embeddings import OpenAIEmbeddings
+from gateway.metering.openai_responses import OpenAIResponses
 from gateway.metering.sse import SseEvent, SseParser
 from gateway.metering.usage import Flag, Usage
 from gateway.metering.usage_reader import UsageReader
@@ -33,7 +35,9 @@ _EDGE_BYTES: Final = 64  # an answer's first and last bracket have at most some 
 class MeterFormat(StrEnum):
     """Whose usage an endpoint reports, and how."""
 
-    OPENAI_CHAT = "openai.chat"
+    OPENAI_CHAT = "openai.chat"  # completions too
+    OPENAI_RESPONSES = "openai.responses"
+    OPENAI_EMBEDDINGS = "openai.embeddings"  # rerank and images too
     ANTHROPIC_MESSAGES = "anthropic.messages"
     GEMINI_GENERATE = "gemini.generate"
     NONE = "none"  # generates nothing: model lists, token counting
@@ -42,6 +46,8 @@ class MeterFormat(StrEnum):
 READERS: Final[Mapping[str, Callable[[], UsageReader]]] = MappingProxyType(
     {
         MeterFormat.OPENAI_CHAT: OpenAIChat,
+        MeterFormat.OPENAI_RESPONSES: OpenAIResponses,
+        MeterFormat.OPENAI_EMBEDDINGS: OpenAIEmbeddings,
         MeterFormat.ANTHROPIC_MESSAGES: AnthropicMessages,
         MeterFormat.GEMINI_GENERATE: GeminiGenerate,
     }
@@ -115,7 +121,7 @@ class StreamMeter:
     def __init__(self, reader: UsageReader) -> None:
         """`reader` knows the events."""
         self._reader = reader
-        self._parser = SseParser(reader.wants)
+        self._parser = SseParser(reader.wants, event_bytes_max=reader.event_bytes_max)
         self._failed = False
 
     @property
@@ -125,8 +131,8 @@ class StreamMeter:
 
     @property
     def saw_end(self) -> bool:
-        """Whether the format's own end was seen."""
-        return self._reader.saw_end or self._failed
+        """Whether the format's own end was seen; or may have been, in what was skipped."""
+        return self._reader.saw_end or self._failed or self._parser.skipped > 0
 
     @property
     def stream_error(self) -> bool:

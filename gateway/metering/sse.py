@@ -16,6 +16,8 @@ from typing import Final, NamedTuple
 import msgspec
 
 SSE_EVENT_BYTES_MAX: Final = 1024 * 1024  # a longer one is skipped
+# The same where the event that tells usage repeats all of the output, pictures included.
+SSE_WHOLE_OUTPUT_BYTES_MAX: Final = 16 * 1024 * 1024
 USAGE_EVENT_BYTES_MAX: Final = 64 * 1024  # held back while it may be the usage event; it has ~500
 
 _BLANK_LINE: Final = re.compile(rb"\n\n|\n\r\n?|\r\r\n?")

@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Final, TypeVar
 
 import msgspec
 
-from gateway.metering.sse import SseEvent
+from gateway.metering.sse import SSE_EVENT_BYTES_MAX, SseEvent
 from gateway.metering.usage import (
     Flag,
     Flags,
@@ -41,6 +41,7 @@ class UsageReader:
 
     usage_member: ClassVar[bytes]  # the top-level member that holds the usage, in an answer
     finish_pattern: ClassVar[re.Pattern[bytes]]  # group 1 is the finish reason, in a tail
+    event_bytes_max: ClassVar[int] = SSE_EVENT_BYTES_MAX  # a longer event of a stream is skipped
 
     def __init__(self) -> None:
         self.flags = Flags()

@@ -154,11 +154,11 @@ class CallRecord:
         """An answer begins."""
         self._first_byte_at = self._keeper.now()
 
-    def note_end(self, usage: Usage, *, bytes_up: int, bytes_down: int) -> None:
+    def note_end(self, status: Status, usage: Usage, *, bytes_up: int, bytes_down: int) -> None:
         """Write what the row is if nothing more comes: the client may have the whole answer."""
         self._keeper.log.note_end(
             self._id,
-            self._row(Status.COMPLETE, usage, None, bytes_up=bytes_up, bytes_down=bytes_down),
+            self._row(status, usage, None, bytes_up=bytes_up, bytes_down=bytes_down),
         )
 
     def close(

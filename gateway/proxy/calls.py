@@ -32,8 +32,8 @@ from gateway.proxy.live_calls import LiveCalls
 from gateway.proxy.model_list import ModelDirectory
 from gateway.proxy.relay import Outcome, Relay, RelayTimes
 from gateway.proxy.routing import Route, RoutingTable, Target
+from gateway.proxy.stored_objects import check_names_none
 from gateway.proxy.upstream import Origin, UpstreamConnection, UpstreamPool
-from gateway.vendors import openai
 
 ATTEMPTS_MAX: Final = 2  # the second only when a reused connection died before any byte
 HOOK_SECONDS_MAX: Final = 1.0  # for whoever looks at calls before they go
@@ -316,8 +316,9 @@ class Calls:
         bodies.check_content_type(_header(exchange, b"content-type") or b"")
         encoding = _header(exchange, b"content-encoding")
         fields = bodies.read_deciding_fields(
-            body, content_encoding=encoding, model_required=endpoint.model_in == "body"
+            body, content_encoding=encoding, model_required=_has_to_name_model(endpoint, caller)
         )
+        check_names_none(fields.text, has_items=endpoint.has_items)
         model = fields.model
         if match.model_in_path is not None:
             bodies.check_same_model(fields, match.model_in_path)
@@ -499,6 +500,13 @@ class _Request:
     sent: _Sent
 
 
+def _has_to_name_model(endpoint: Endpoint, caller: Caller) -> bool:
+    """Return whether a body needs a model: a vendor's default may not be on the token's list."""
+    if endpoint.model_in != "body":
+        return False
+    return not endpoint.has_default_model or caller.has_model_list
+
+
 def _edited(
     body: bytes,
     fields: bodies.DecidingFields,
@@ -510,11 +518,7 @@ def _edited(
 ) -> _Sent:
     """Return the body as it goes up: the client's own bytes, but for an alias and the usage."""
     asks_usage = (
-        stream
-        and endpoint.generates
-        and endpoint.wire is openai.FORMAT
-        and route.targets[0].asks_usage
-        and not fields.asks_usage
+        stream and endpoint.asks_usage and route.targets[0].asks_usage and not fields.asks_usage
     )
     model = route.model if route.alias is not None and endpoint.model_in == "body" else None
     if not asks_usage and model is None:

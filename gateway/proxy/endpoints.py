@@ -7,7 +7,7 @@ Reserved first segments match before vendor names: `/v1/…` is never a vendor's
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Final, Literal
 from urllib.parse import quote, unquote_to_bytes
@@ -17,7 +17,7 @@ from gateway.metering.meter import MeterFormat
 from gateway.proxy.routing import model_problem
 from gateway.vendors import anthropic, gemini, openai
 from gateway.vendors.registry import InvalidVendorName, check_vendor_name
-from gateway.vendors.vendor import WireFormat
+from gateway.vendors.vendor import StreamErrorEvent, WireFormat
 
 Headers = Sequence[tuple[bytes, bytes]]
 
@@ -32,6 +32,10 @@ class Endpoint:
     - `wire`: how its client talks; `meter`: a MeterFormat, how its answers tell usage.
     - `counts`: it takes allowance; `generates`: it is metered.
     - `model_in`: where the request names the model; `body`: what the request's body is.
+    - `has_default_model`: the vendor takes one of its own where the body names none.
+    - `asks_usage`: its streams tell usage only when `stream_options.include_usage` asks for it.
+    - `has_items`: its body may name what the vendor stored by an item's id alone.
+    - `stream_error_event`: ends its streams in place of the wire format's.
     - `always_streams`: the path alone says that the answer is a stream.
     - `is_own`: the gateway answers by itself, no vendor is called.
     """
@@ -44,6 +48,10 @@ class Endpoint:
     generates: bool = False
     model_in: Literal["body", "path", "none"] = "none"
     body: Literal["json", "none"] = "none"
+    has_default_model: bool = False
+    asks_usage: bool = False
+    has_items: bool = False
+    stream_error_event: StreamErrorEvent | None = None
     always_streams: bool = False
     is_own: bool = False
 
@@ -79,6 +87,49 @@ CHAT_COMPLETIONS: Final = Endpoint(
     generates=True,
     model_in="body",
     body="json",
+    asks_usage=True,
+)
+COMPLETIONS: Final = replace(CHAT_COMPLETIONS, name="completions")
+RESPONSES: Final = Endpoint(
+    name="responses",
+    wire=openai.FORMAT,
+    methods=_POST,
+    meter=MeterFormat.OPENAI_RESPONSES,
+    counts=True,
+    generates=True,
+    model_in="body",
+    body="json",
+    has_items=True,
+    stream_error_event=openai.response_failed_event,
+)
+RESPONSES_COMPACT: Final = replace(RESPONSES, name="responses.compact")
+RESPONSES_INPUT_TOKENS: Final = replace(
+    RESPONSES,
+    name="responses.input_tokens",
+    meter=MeterFormat.NONE,
+    counts=False,
+    generates=False,
+)
+EMBEDDINGS: Final = Endpoint(
+    name="embeddings",
+    wire=openai.FORMAT,
+    methods=_POST,
+    meter=MeterFormat.OPENAI_EMBEDDINGS,
+    counts=True,
+    generates=True,
+    model_in="body",
+    body="json",
+)
+RERANK: Final = replace(EMBEDDINGS, name="rerank")
+IMAGES_GENERATIONS: Final = replace(EMBEDDINGS, name="images.generations", has_default_model=True)
+MODERATIONS: Final = Endpoint(
+    name="moderations",
+    wire=openai.FORMAT,
+    methods=_POST,
+    counts=True,
+    model_in="body",
+    body="json",
+    has_default_model=True,
 )
 MESSAGES: Final = Endpoint(
     name="messages",
@@ -144,6 +195,14 @@ GET_MODEL: Final = _by_format("models.get", model_in="path")
 _EXACT: Final[Mapping[str, Endpoint]] = MappingProxyType(
     {
         "/v1/chat/completions": CHAT_COMPLETIONS,
+        "/v1/completions": COMPLETIONS,
+        "/v1/responses": RESPONSES,
+        "/v1/responses/compact": RESPONSES_COMPACT,
+        "/v1/responses/input_tokens": RESPONSES_INPUT_TOKENS,
+        "/v1/embeddings": EMBEDDINGS,
+        "/v1/rerank": RERANK,
+        "/v1/images/generations": IMAGES_GENERATIONS,
+        "/v1/moderations": MODERATIONS,
         "/v1/messages": MESSAGES,
         "/v1/messages/count_tokens": COUNT_TOKENS,
     }

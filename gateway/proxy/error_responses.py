@@ -12,6 +12,7 @@ from typing import Final
 from urllib.parse import quote
 
 from gateway.errors import GatewayError
+from gateway.proxy.endpoints import Endpoint
 from gateway.vendors.vendor import WireFormat
 
 MASKED_KEY_BYTES_MIN: Final = 8  # a shorter key is a placeholder; masking it would garble words
@@ -67,11 +68,10 @@ def error_response(
     return head if head_only else head + body
 
 
-def stream_error(wire: WireFormat, *, reason: str, message: str, call_id: str) -> bytes | None:
+def stream_error(endpoint: Endpoint, *, reason: str, message: str, call_id: str) -> bytes | None:
     """Return the event that ends a stream which can't go on, None where the format has none."""
-    if wire.stream_error_event is None:
-        return None
-    return wire.stream_error_event(reason=reason, message=message, call_id=call_id)
+    shape = endpoint.stream_error_event or endpoint.wire.stream_error_event
+    return None if shape is None else shape(reason=reason, message=message, call_id=call_id)
 
 
 def mask_key(body: bytes, key: bytes) -> bytes:

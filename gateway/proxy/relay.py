@@ -193,7 +193,10 @@ class Relay:
     def _note_end(self) -> None:
         """Have it in the journal that the client may have all, before it gets the end mark."""
         self._record.note_end(
-            self._meter.usage_so_far(), bytes_up=self._bytes_up, bytes_down=self._bytes_down
+            self._final_status(),
+            self._meter.usage_so_far(),
+            bytes_up=self._bytes_up,
+            bytes_down=self._bytes_down,
         )
 
     def on_end(self) -> None:
@@ -311,7 +314,7 @@ class Relay:
             self._done(Outcome.REFUSED)
             return
         event = stream_error(
-            self._endpoint.wire, reason=error.reason, message=error.message, call_id=self._call_id
+            self._endpoint, reason=error.reason, message=error.message, call_id=self._call_id
         )
         if event is None or not self._is_events or self._has_length:
             self._break(status, error)
@@ -329,7 +332,7 @@ class Relay:
         status, error = self._ending
         exchange = self._exchange
         event = stream_error(
-            self._endpoint.wire, reason=error.reason, message=error.message, call_id=self._call_id
+            self._endpoint, reason=error.reason, message=error.message, call_id=self._call_id
         )
         if event is None or not exchange.can_take_bytes_of_ours or self._is_encoded():
             self._break(status, error)

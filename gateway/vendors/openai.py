@@ -26,6 +26,9 @@ _BAD_KEY_CODES: Final = frozenset(
     }
 )
 _REFUSED: Final = (400, 403)
+# Reasons that no other attempt would change. Of all codes that the Responses API knows, Codex shows
+# the message of `invalid_prompt` at once; after `server_error` it tries again.
+_FINAL_REASONS: Final = frozenset({"token_expired", "token_invalid", "token_revoked"})
 
 
 def error_body(
@@ -41,6 +44,20 @@ def stream_error_event(*, reason: str, message: str, call_id: str) -> bytes:
     del call_id
     error = _error("server_error", reason, message, None)
     return b"data: " + json_body({"error": error}) + b"\n\n"
+
+
+def response_failed_event(*, reason: str, message: str, call_id: str) -> bytes:
+    """Return `event: response.failed`, after which a stream of the Responses API ends."""
+    code = "invalid_prompt" if reason in _FINAL_REASONS else "server_error"
+    response = {
+        "id": call_id,
+        "object": "response",
+        "status": "failed",
+        "error": {"code": code, "message": message},
+        "output": [],
+    }
+    event = {"type": "response.failed", "sequence_number": 0, "response": response}
+    return b"event: response.failed\ndata: " + json_body(event) + b"\n\n"
 
 
 def _error(kind: str, code: str, message: str, param: str | None) -> dict[str, str | None]:

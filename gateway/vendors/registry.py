@@ -5,16 +5,22 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Final
 
-from gateway.vendors import anthropic, gemini, openai
+from gateway.vendors import anthropic, cohere, gemini, openai
 from gateway.vendors.vendor import VendorKind, WireFormat
 
 VENDOR_NAME_CHARS_MAX: Final = 40
 
 KINDS: Final[Mapping[str, VendorKind]] = MappingProxyType(
-    {kind.name: kind for kind in (openai.OPENAI, anthropic.ANTHROPIC, gemini.GEMINI)}
+    {
+        kind.name: kind
+        for kind in (openai.OPENAI, anthropic.ANTHROPIC, gemini.GEMINI, cohere.COHERE)
+    }
 )
 FORMATS: Final[Mapping[str, WireFormat]] = MappingProxyType(
-    {wire.name: wire for wire in (openai.FORMAT, anthropic.FORMAT, gemini.FORMAT)}
+    {
+        wire.name: wire
+        for wire in (openai.FORMAT, anthropic.FORMAT, gemini.FORMAT, cohere.FORMAT)
+    }
 )
 
 # First segments of paths that the gateway itself serves; they match before `/{vendor}/…`. The path

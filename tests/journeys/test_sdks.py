@@ -92,6 +92,57 @@ async def test_openai_async_answers_and_streams(chat_async: openai.AsyncOpenAI) 
     assert "".join(text) == answer.choices[0].message.content
 
 
+def test_openai_responds(chat: openai.OpenAI, product: Product) -> None:
+    raw = chat.responses.with_raw_response.create(
+        model="gpt-5-mini", input=QUESTION, max_output_tokens=6
+    )
+    answer = raw.parse()
+    assert len(answer.output_text.split()) == 6
+    assert answer.usage is not None
+    row = product.event_of(call_id=raw.headers["x-kaixu-call-id"])
+    assert (row["endpoint"], row["finish_reason"]) == ("responses", "incomplete:max_output_tokens")
+    assert (row["input_tokens"], row["output_tokens"]) == (5, 6)
+
+
+def test_openai_streams_a_response(chat: openai.OpenAI, product: Product) -> None:
+    model = "gpt-sdk-response"
+    with chat.responses.stream(model=model, input=QUESTION) as stream:
+        text = [event.delta for event in stream if event.type == "response.output_text.delta"]
+        answer = stream.get_final_response()
+    assert "".join(text) == answer.output_text
+    row = product.event_of(model_requested=model)
+    assert (row["status"], row["usage_source"]) == ("complete", "vendor")
+    assert (row["input_tokens"], row["output_tokens"]) == (5, 20)
+
+
+def test_openai_may_not_name_what_it_did_not_store(chat: openai.OpenAI) -> None:
+    with pytest.raises(openai.NotFoundError) as refused:
+        chat.responses.create(model="gpt-5-mini", input="go on", previous_response_id="resp_1")
+    assert refused.value.response.headers["x-kaixu-reason"] == "not_yours"
+    assert refused.value.param == "previous_response_id"
+
+
+def test_openai_completes_and_streams_completions(chat: openai.OpenAI, product: Product) -> None:
+    model = "gpt-sdk-instruct"
+    answer = chat.completions.create(model=model, prompt=QUESTION, suffix="end", max_tokens=6)
+    stream = chat.completions.create(
+        model=model, prompt=QUESTION, suffix="end", max_tokens=6, stream=True
+    )
+    chunks = list(stream)
+    assert all(chunk.choices and chunk.usage is None for chunk in chunks)
+    assert "".join(chunk.choices[0].text for chunk in chunks) == answer.choices[0].text
+    for row in product.events_of(count=2, model_requested=model):
+        assert (row["input_tokens"], row["output_tokens"]) == (6, 6)
+
+
+def test_openai_embeds(chat: openai.OpenAI, product: Product) -> None:
+    model = "text-embedding-sdk"
+    answer = chat.embeddings.create(model=model, input=["two words", QUESTION])
+    assert [len(row.embedding) for row in answer.data] == [4, 4]
+    row = product.event_of(model_requested=model)
+    assert (row["endpoint"], row["input_tokens"], row["output_tokens"]) == ("embeddings", 7, None)
+
+
 def test_openai_lists_models(chat: openai.OpenAI) -> None:
     assert "gpt-4o" in {model.id for model in chat.models.list()}
 

@@ -28,6 +28,7 @@ from gateway.vendors.simulator.connection import (
     head,
 )
 from gateway.vendors.simulator.formats import FORMATS, Ask, AskInvalid, Format
+from gateway.vendors.simulator.openai_paths import COMPLETIONS, EMBEDDINGS, RESPONSES
 from gateway.vendors.simulator.tally import Tally
 
 LISTEN_BACKLOG: Final = 4096
@@ -35,9 +36,12 @@ OPEN_FILES: Final = 65_536  # as far as the machine allows
 
 _POSTS: Final = MappingProxyType(
     {
-        "/v1/chat/completions": ("openai", "generate"),
-        "/v1/messages": ("anthropic", "generate"),
-        "/v1/messages/count_tokens": ("anthropic", "count"),
+        "/v1/chat/completions": (FORMATS["openai"], "generate"),
+        "/v1/completions": (COMPLETIONS, "generate"),
+        "/v1/responses": (RESPONSES, "generate"),
+        "/v1/embeddings": (EMBEDDINGS, "generate"),
+        "/v1/messages": (FORMATS["anthropic"], "generate"),
+        "/v1/messages/count_tokens": (FORMATS["anthropic"], "count"),
     }
 )
 _GEMINI_CALL: Final = re.compile(
@@ -64,8 +68,7 @@ def route_of(request: Request) -> Route | None:
     """Return what a request's path is, or None."""
     if request.method == "POST":
         if request.path in _POSTS:
-            name, verb = _POSTS[request.path]
-            return Route(FORMATS[name], verb)
+            return Route(*_POSTS[request.path])
         if found := _GEMINI_CALL.fullmatch(request.path):
             return Route(FORMATS["gemini"], _GEMINI_VERBS[found[2]], found[1])
     elif request.method == "GET" and (found := _MODELS.fullmatch(request.path)):

@@ -1,5 +1,7 @@
 """What the simulated vendor says, in the wire formats of OpenAI, Anthropic and Gemini.
 
+OpenAI's is that of chat completions; its other paths are in `openai_paths.py`.
+
 Pure: a request's document in, the bytes of an answer out. One word is one token, both ways, so
 that usage can be told from a request alone.
 """
@@ -19,7 +21,7 @@ _SENTENCE: Final = (
     "token, so that everybody can check what was metered."
 )
 _TEXT_MEMBERS: Final = ("content", "text", "system")
-_CREATED: Final = 1_735_689_600  # all that is dated has this date: answers repeat
+CREATED: Final = 1_735_689_600  # all that is dated has this date: answers repeat
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,7 +29,8 @@ class Ask:
     """What a request asks for, whatever its wire format.
 
     `words` is the length that it asks for, or None. `stream_usage`: it wants usage in the stream.
-    `event_stream` is false where Gemini is to stream one JSON array.
+    `event_stream` is false where Gemini is to stream one JSON array. `vectors` is how many of them
+    are asked for instead of words, `in_base64` how they are to be written.
     """
 
     model: str
@@ -36,10 +39,14 @@ class Ask:
     input_tokens: int
     stream_usage: bool
     event_stream: bool = True
+    vectors: int = 0
+    in_base64: bool = False
 
     @property
     def words_due(self) -> int:
         """The number of words to answer with."""
+        if self.vectors:
+            return 0
         return self.words or WORDS
 
     @property
@@ -90,22 +97,25 @@ def words(number: int) -> list[str]:
     return some[:1] + [" " + word for word in some[1:]]
 
 
-def _words_in(value: Any, *, is_text: bool = False) -> int:  # noqa: ANN401 - JSON
+def words_in(value: Any, *, is_text: bool = False) -> int:  # noqa: ANN401 - JSON
+    """Return how many words the texts in a document have."""
     if isinstance(value, str):
         return len(value.split()) if is_text else 0
     if isinstance(value, list):
-        return sum(_words_in(item, is_text=is_text) for item in value)
+        return sum(words_in(item, is_text=is_text) for item in value)
     if isinstance(value, dict):
-        return sum(_words_in(item, is_text=name in _TEXT_MEMBERS) for name, item in value.items())
+        return sum(words_in(item, is_text=name in _TEXT_MEMBERS) for name, item in value.items())
     return 0
 
 
-def _length(*asked: object) -> int | None:
+def length_asked(*asked: object) -> int | None:
+    """Return the length that the first number asks for, or None."""
     first = next((number for number in asked if type(number) is int), None)
     return first if first is not None and 0 < first <= WORDS_ASKED_MAX else None
 
 
-def _event(document: object, *, name: str = "") -> bytes:
+def event_of(document: object, *, name: str = "") -> bytes:
+    """Return one event of a stream."""
     head = f"event: {name}\n".encode() if name else b""
     return head + b"data: " + orjson.dumps(document) + b"\n\n"
 
@@ -124,13 +134,14 @@ def _openai_read(
     return Ask(
         model=model,
         stream=document.get("stream") is True,
-        words=_length(document.get("max_completion_tokens"), document.get("max_tokens")),
-        input_tokens=_words_in(document["messages"]),
+        words=length_asked(document.get("max_completion_tokens"), document.get("max_tokens")),
+        input_tokens=words_in(document["messages"]),
         stream_usage=isinstance(options, dict) and options.get("include_usage") is True,
     )
 
 
-def _openai_usage(spent: Spent) -> dict[str, Any]:
+def openai_usage(spent: Spent) -> dict[str, Any]:
+    """Return the usage of a chat completion."""
     return {
         "prompt_tokens": spent.input_tokens,
         "completion_tokens": spent.output_tokens,
@@ -162,10 +173,10 @@ def _openai_plain(ask: Ask, call_id: str, text: str, spent: Spent) -> bytes:
         {
             "id": call_id,
             "object": "chat.completion",
-            "created": _CREATED,
+            "created": CREATED,
             "model": ask.model,
             "choices": [choice],
-            "usage": _openai_usage(spent),
+            "usage": openai_usage(spent),
             "service_tier": "default",
             "system_fingerprint": "fp_simulator",
         }
@@ -176,7 +187,7 @@ def _openai_stream(ask: Ask, call_id: str, texts: Sequence[str], spent: Spent) -
     frame: dict[str, Any] = {
         "id": call_id,
         "object": "chat.completion.chunk",
-        "created": _CREATED,
+        "created": CREATED,
         "model": ask.model,
         "service_tier": "default",
         "system_fingerprint": "fp_simulator",
@@ -185,14 +196,14 @@ def _openai_stream(ask: Ask, call_id: str, texts: Sequence[str], spent: Spent) -
 
     def chunk(delta: Mapping[str, Any], finish_reason: str | None = None) -> bytes:
         choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish_reason}
-        return _event({**frame, "choices": [choice], **unsaid})
+        return event_of({**frame, "choices": [choice], **unsaid})
 
     yield chunk({"role": "assistant", "content": "", "refusal": None})
     for text in texts:
         yield chunk({"content": text})
     yield chunk({}, "length" if ask.is_cut else "stop")
     if ask.stream_usage:
-        yield _event({**frame, "choices": [], "usage": _openai_usage(spent)})
+        yield event_of({**frame, "choices": [], "usage": openai_usage(spent)})
     yield b"data: [DONE]\n\n"
 
 
@@ -205,11 +216,11 @@ def _openai_error(status: int, message: str, call_id: str) -> bytes:
 
 def _openai_stream_error(message: str) -> bytes:
     error = {"message": message, "type": "server_error", "param": None, "code": None}
-    return _event({"error": error})
+    return event_of({"error": error})
 
 
 def _openai_model(model: str) -> dict[str, Any]:
-    return {"id": model, "object": "model", "created": _CREATED, "owned_by": "simulator"}
+    return {"id": model, "object": "model", "created": CREATED, "owned_by": "simulator"}
 
 
 def _openai_models(models: Sequence[str]) -> bytes:
@@ -232,8 +243,8 @@ def _anthropic_read(
     return Ask(
         model=model,
         stream=document.get("stream") is True,
-        words=_length(document.get("max_tokens")),
-        input_tokens=_words_in(told),
+        words=length_asked(document.get("max_tokens")),
+        input_tokens=words_in(told),
         stream_usage=True,
     )
 
@@ -277,7 +288,7 @@ def _anthropic_stream(
     ask: Ask, call_id: str, texts: Sequence[str], spent: Spent
 ) -> Iterator[bytes]:
     def event(name: str, **members: object) -> bytes:
-        return _event({"type": name, **members}, name=name)
+        return event_of({"type": name, **members}, name=name)
 
     usage = _anthropic_usage(spent.input_tokens, 1)
     yield event("message_start", message=_anthropic_message(ask, call_id, usage))
@@ -310,7 +321,7 @@ def _anthropic_error(status: int, message: str, call_id: str) -> bytes:
 
 def _anthropic_stream_error(message: str) -> bytes:
     error = {"type": "overloaded_error", "message": message}
-    return _event({"type": "error", "error": error}, name="error")
+    return event_of({"type": "error", "error": error}, name="error")
 
 
 def _anthropic_model(model: str) -> dict[str, Any]:
@@ -344,8 +355,8 @@ def _gemini_read(
     return Ask(
         model=path_model,
         stream=verb == "stream",
-        words=_length(config.get("maxOutputTokens")) if isinstance(config, dict) else None,
-        input_tokens=_words_in(told),
+        words=length_asked(config.get("maxOutputTokens")) if isinstance(config, dict) else None,
+        input_tokens=words_in(told),
         stream_usage=True,
         event_stream=query.get("alt") == "sse",
     )

@@ -2,6 +2,7 @@
 recorded, for every way in which it can end."""
 
 import asyncio
+import gzip
 import json
 import random
 from dataclasses import replace
@@ -19,6 +20,13 @@ MESSAGES = {"model": "claude", "stream": True, "max_tokens": 9, "messages": []}
 OPENAI_STREAM = (TRANSCRIPTS / "openai_chat.sse").read_bytes()
 ANTHROPIC_STREAM = (TRANSCRIPTS / "anthropic_messages.sse").read_bytes()
 GEMINI_STREAM = (TRANSCRIPTS / "gemini_generate.sse").read_bytes()
+RESPONSES = {"model": "gpt-5", "stream": True, "store": True, "input": "hi"}
+RESPONSES_STREAM = (
+    b'event: response.created\ndata: {"type":"response.created","response":{"model":"gpt-5"}}\n\n'
+    b'event: response.output_text.delta\ndata: {"type":"response.output_text.delta"}\n\n'
+    b'event: response.completed\ndata: {"type":"response.completed","response":{"status":'
+    b'"completed","usage":{"input_tokens":3,"output_tokens":4,"total_tokens":7}}}\n\n'
+)
 EVENTS_HEAD = (
     b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nServer: x\r\nSet-Cookie: a=b\r\n"
     b"X-New: 1\r\nX-Request-Id: req-7\r\nTransfer-Encoding: chunked\r\n\r\n"
@@ -142,6 +150,112 @@ async def test_usage_that_the_client_asked_for_stays(rig: Rig) -> None:
     answer = await rig.ask("/v1/chat/completions", body)
     assert answer.body == OPENAI_STREAM
     assert json.loads(rig.vendor.bodies[0]) == body
+
+
+async def test_completions_are_asked_for_usage_as_chat_is(rig: Rig) -> None:
+    rig.targets[0] = rig.target("openai", path="/v1", asks_usage=True)
+    text = b'data: {"choices":[{"index":0,"text":"a","finish_reason":"stop"}],"usage":null}\n\n'
+    counts = b'{"prompt_tokens":3,"completion_tokens":4,"total_tokens":7}'
+    usage = b'data: {"choices":[],"usage":' + counts + b"}\n\n"
+    rig.vendor.script = streams(text + usage + b"data: [DONE]\n\n")
+    body = {"model": "m", "prompt": "def f(", "suffix": "return x", "stream": True}
+    answer = await rig.ask("/v1/completions", body)
+    assert answer.body == text + b"data: [DONE]\n\n"
+    assert json.loads(rig.vendor.bodies[0]) == {**body, "stream_options": {"include_usage": True}}
+    row = await rig.lines.row()
+    assert (row["endpoint"], row["input_tokens"], row["output_tokens"]) == ("completions", 3, 4)
+
+
+async def test_responses_tell_usage_unasked_and_go_up_as_they_came(rig: Rig) -> None:
+    rig.targets[0] = rig.target("openai", path="/v1", asks_usage=True)
+    rig.vendor.script = streams(RESPONSES_STREAM)
+    answer = await rig.ask("/v1/responses", RESPONSES)
+    assert answer.body == RESPONSES_STREAM
+    assert json.loads(rig.vendor.bodies[0]) == RESPONSES
+    row = await rig.lines.row()
+    assert (row["status"], row["finish_reason"]) == ("complete", "completed")
+    assert (row["input_tokens"], row["output_tokens"]) == (3, 4)
+
+
+async def test_a_response_that_failed_is_noted_as_that(rig: Rig) -> None:
+    failed = b'data: {"type":"response.failed","response":{"status":"failed","usage":null}}\n\n'
+
+    async def fails(head: bytes, body: bytes, writer: asyncio.StreamWriter) -> None:
+        writer.write(EVENTS_HEAD + chunk(failed))
+        await writer.drain()
+        await asyncio.wait_for(passed.wait(), DEADLINE_SECONDS)
+        writer.write(b"0\r\n\r\n")
+
+    passed = asyncio.Event()
+    rig.vendor.script = fails
+    async with rig.client() as client:
+        client.send(rig.request("/v1/responses", RESPONSES))
+        await client.until(failed)
+        passed.set()
+        row = await rig.lines.row()
+    assert row["status"] == rig.lines.noted[0]["status"] == "vendor_error"
+
+
+async def test_a_revoked_response_ends_with_a_failure_that_codex_does_not_repeat(rig: Rig) -> None:
+    rig.vendor.script = hangs
+    async with rig.client() as client:
+        client.send(rig.request("/v1/responses", RESPONSES))
+        await client.until(b"{}}]}\n\n\r\n")
+        rig.live.cut("token", "token-1", TokenRevoked)
+        rest = await client.until(b"0\r\n\r\n")
+    assert b"event: response.failed\ndata: " in rest
+    assert b'"error":{"code":"invalid_prompt","message":"This gateway token was revoked."}' in rest
+    assert (await rig.lines.row())["status"] == "revoked"
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "kind"),
+    [
+        ("/v1/responses", {"model": "m", "input": "hi", "previous_response_id": "resp_1"}, str),
+        ("/v1/responses", {"model": "m", "input": [{"id": "msg_1"}]}, str),
+        ("/v1/responses/compact", {"model": "m", "previous_response_id": "resp_1"}, str),
+        ("/v1/chat/completions", {"model": "m", "messages": [{"file": {"file_id": "f"}}]}, str),
+        ("/v1/messages", {**MESSAGES, "container": "container_1"}, None),
+        ("/v1beta/models/g:generateContent", {"cachedContent": "cachedContents/1"}, None),
+    ],
+)
+async def test_a_body_that_names_a_stored_object_goes_nowhere(
+    rig: Rig, path: str, body: object, kind: type | None
+) -> None:
+    answer = await rig.ask(path, body)
+    assert (answer.status, answer.headers["x-kaixu-reason"]) == (404, "not_yours")
+    error = json.loads(answer.body)["error"]
+    assert "stored" in error["message"]
+    assert kind is None or isinstance(error["param"], kind)
+    assert rig.vendor.heads == []
+    assert rig.lines.opened == {}
+
+
+async def test_a_compressed_body_hides_no_stored_object(rig: Rig) -> None:
+    body = gzip.compress(b'{"model":"m","input":"hi","previous_response_id":"resp_1"}')
+    answer = await rig.ask("/v1/responses", body, headers=["Content-Encoding: gzip"])
+    assert (answer.status, answer.headers["x-kaixu-reason"]) == (404, "not_yours")
+
+
+async def test_where_the_vendor_has_a_default_model_a_body_needs_none(rig: Rig) -> None:
+    rig.vendor.script = answers(plain(200, {"id": "modr-1", "results": []}))
+    answer = await rig.ask("/v1/moderations", {"input": "hi"})
+    assert answer.status == 200
+    row = await rig.lines.row()
+    assert (row["endpoint"], row["counted"], row["usage_source"]) == ("moderations", True, "none")
+    assert row["model_requested"] is None
+    rig.authenticated.caller = replace(rig.caller, models=("omni-*",))
+    answer = await rig.ask("/v1/moderations", {"input": "hi"})
+    assert (answer.status, answer.headers["x-kaixu-reason"]) == (400, "body_invalid")
+
+
+async def test_counting_input_tokens_takes_no_allowance(rig: Rig) -> None:
+    rig.vendor.script = answers(plain(200, {"input_tokens": 51}))
+    answer = await rig.ask("/v1/responses/input_tokens", {"model": "m", "input": "hi"})
+    assert answer.status == 200
+    row = await rig.lines.row()
+    assert (row["counted"], row["usage_source"]) == (False, "none")
+    assert rig.units.taken == 0
 
 
 async def test_an_alias_goes_up_as_the_model_that_it_stands_for(rig: Rig) -> None:

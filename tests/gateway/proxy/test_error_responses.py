@@ -9,9 +9,15 @@ from hypothesis import strategies as st
 
 from gateway import errors
 from gateway.errors import GatewayError, MethodNotAllowed, MonthlyLimitReached, TokenRevoked
+from gateway.proxy.endpoints import (
+    CHAT_COMPLETIONS,
+    MESSAGES,
+    RESPONSES,
+    STREAM_GENERATE_CONTENT,
+    Endpoint,
+)
 from gateway.proxy.error_responses import error_response, mask_key, stream_error
 from gateway.vendors.registry import FORMATS
-from gateway.vendors.vendor import WireFormat
 
 CALL_ID = "0199-call"
 KEY = b"sk-vendor-9f8/7+6=5<4>3&2'1\"0\\z"
@@ -102,28 +108,43 @@ def test_the_answer_to_head_has_the_head_only() -> None:
 
 
 @pytest.mark.parametrize(
-    ("wire", "event"),
+    ("endpoint", "event"),
     [
         (
-            "openai",
+            CHAT_COMPLETIONS,
             (
                 b'data: {"error":{"message":"Gone.","type":"server_error","param":null,'
                 b'"code":"token_revoked"}}\n\n'
             ),
         ),
         (
-            "anthropic",
+            RESPONSES,
+            (
+                b'event: response.failed\ndata: {"type":"response.failed","sequence_number":0,'
+                b'"response":{"id":"0199-call","object":"response","status":"failed",'
+                b'"error":{"code":"invalid_prompt","message":"Gone."},"output":[]}}\n\n'
+            ),
+        ),
+        (
+            MESSAGES,
             (
                 b'event: error\ndata: {"type":"error","error":{"type":"authentication_error",'
                 b'"message":"Gone."},"request_id":"0199-call"}\n\n'
             ),
         ),
-        ("gemini", None),
+        (STREAM_GENERATE_CONTENT, None),
     ],
 )
-def test_a_stream_ends_in_its_formats_own_error_event(wire: str, event: bytes | None) -> None:
-    format_: WireFormat = FORMATS[wire]
-    assert stream_error(format_, reason="token_revoked", message="Gone.", call_id=CALL_ID) == event
+def test_a_stream_ends_in_its_endpoints_own_error_event(
+    endpoint: Endpoint, event: bytes | None
+) -> None:
+    assert stream_error(endpoint, reason="token_revoked", message="Gone.", call_id=CALL_ID) == event
+
+
+def test_a_response_that_may_be_asked_for_again_fails_with_another_code() -> None:
+    event = stream_error(RESPONSES, reason="draining", message="Later.", call_id=CALL_ID)
+    assert event is not None
+    assert b'"error":{"code":"server_error","message":"Later."}' in event
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,16 @@ APIS: dict[str, tuple[str, dict[str, str], dict[str, Any]]] = {
         {"authorization": "Bearer key"},
         {**CHAT, "stream_options": {"include_usage": True}},
     ),
+    "openai.completions": (
+        "/v1/completions",
+        {"authorization": "Bearer key"},
+        {"prompt": QUESTION, "stream_options": {"include_usage": True}},
+    ),
+    "openai.responses": (
+        "/v1/responses",
+        {"authorization": "Bearer key"},
+        {"input": [{"role": "user", "content": [{"type": "input_text", "text": QUESTION}]}]},
+    ),
     "anthropic": ("/v1/messages", {"x-api-key": "key"}, {**CHAT, "max_tokens": 2_000}),
     "gemini": (
         "/v1beta/models/{model}:{verb}",
@@ -31,6 +41,8 @@ APIS: dict[str, tuple[str, dict[str, str], dict[str, Any]]] = {
 }
 METERS = {
     "openai": MeterFormat.OPENAI_CHAT,
+    "openai.completions": MeterFormat.OPENAI_CHAT,
+    "openai.responses": MeterFormat.OPENAI_RESPONSES,
     "anthropic": MeterFormat.ANTHROPIC_MESSAGES,
     "gemini": MeterFormat.GEMINI_GENERATE,
 }
@@ -112,6 +124,28 @@ async def test_an_answer_its_usage_and_the_tally_agree(
     assert done["usage"] == {"input_tokens": 5, "output_tokens": 20}
 
 
+@pytest.mark.parametrize("encoding", ["float", "base64"])
+async def test_each_input_gets_a_vector(simulator: Simulator, encoding: str) -> None:
+    url = simulator.url + "/v1/embeddings"
+    body = {"model": "m", "input": ["two words", QUESTION], "encoding_format": encoding}
+    async with simulator.session.post(url, json=body, headers=APIS["openai"][1]) as answer:
+        raw = await answer.read()
+    first, second = (row["embedding"] for row in json.loads(raw)["data"])
+    assert first == second
+    assert isinstance(first, list) == (encoding == "float")
+    meter = open_meter(
+        MeterFormat.OPENAI_EMBEDDINGS,
+        stream=False,
+        status=200,
+        content_type=b"application/json",
+        content_encoding=b"",
+    )
+    meter.feed(raw)
+    usage = meter.finish(complete=True)
+    assert (usage.source, usage.input_tokens, usage.output_tokens) == ("vendor", 7, None)
+    assert (await simulator.last_line())["usage"] == {"input_tokens": 7, "output_tokens": 0}
+
+
 async def test_openai_tells_usage_in_a_stream_only_when_asked(simulator: Simulator) -> None:
     path, headers, _ = APIS["openai"]
     body = {**CHAT, "model": "m", "stream": True, "max_tokens": 3}
@@ -139,7 +173,7 @@ async def test_a_plain_answer_is_compressed_where_that_is_taken(
 ) -> None:
     async with simulator.call(api, "m", stream=False, **{"accept-encoding": "gzip"}) as answer:
         assert answer.headers["content-encoding"] == "gzip"
-        assert "error" not in await answer.json()
+        assert (await answer.json()).get("error") is None
     path, headers, body = APIS[api]
     url = simulator.url + path.format(model="m", verb="generateContent")
     packed = gzip.compress(json.dumps({**body, "model": "m"}).encode())
