@@ -32,7 +32,7 @@ PLAIN_BYTES_MAX: Final = 2 * 1024  # of a body that is searched; longer ones are
 
 Span = tuple[int, int]
 
-_DECIDING: Final = frozenset({b"model", b"stream", b"stream_options"})
+_DECIDING: Final = frozenset({b"background", b"model", b"models", b"stream", b"stream_options"})
 _OF_OPTIONS: Final = frozenset({b"include_usage"})
 _ESCAPED_NAME_BYTES_MAX: Final = 6 * max(map(len, _DECIDING | _OF_OPTIONS))  # all as \u0000
 _ESCAPE: Final = b"\\u00"  # how an escape begins that can hide a letter of theirs
@@ -58,6 +58,8 @@ class _Members(msgspec.Struct):
     model: msgspec.Raw = _ABSENT
     stream: msgspec.Raw = _ABSENT
     stream_options: msgspec.Raw = _ABSENT
+    background: msgspec.Raw = _ABSENT
+    models: msgspec.Raw = _ABSENT
     contents: msgspec.Raw = _ABSENT
     documents: msgspec.Raw = _ABSENT
     functions: msgspec.Raw = _ABSENT
@@ -88,6 +90,9 @@ _REPLACEMENT: Final = rb"\\ufffd"
 
 _decode_members: Final = msgspec.json.Decoder(_Members).decode
 _decode_text: Final = msgspec.json.Decoder(str).decode
+_decode_texts: Final[Callable[[msgspec.Raw], list[str] | None]] = msgspec.json.Decoder(
+    list[str] | None
+).decode
 _decode_flag: Final = msgspec.json.Decoder(bool | None).decode
 _decode_options: Final[Callable[[msgspec.Raw], _Options | None]] = msgspec.json.Decoder(
     _Options | None
@@ -98,10 +103,14 @@ _decode_options: Final[Callable[[msgspec.Raw], _Options | None]] = msgspec.json.
 class DecidingFields:
     """What a body says that decides about its call.
 
-    `text` is the JSON, opened where the body is compressed; `members` is for `edited`.
+    `background`: the answer is to be fetched later. `fallback_models`: what some vendors may use in
+    the place of `model`, None where `models` is something else than a list of names. `text` is the JSON, opened where the body is compressed; `members` is for
+    `edited`.
     """
 
     model: str | None
+    fallback_models: tuple[str, ...] | None
+    background: bool
     stream: bool
     asks_usage: bool
     has_stream_options: bool
@@ -132,6 +141,8 @@ def read_deciding_fields(
         options = _options(members.stream_options)
     return DecidingFields(
         model=_model(members.model, is_required=model_required),
+        fallback_models=() if members.models is _ABSENT else _models(members.models),
+        background=members.background is not _ABSENT and bytes(members.background) == b"true",
         stream=members.stream is not _ABSENT and _stream(members.stream),
         asks_usage=options is not None and options.include_usage is True,
         has_stream_options=options is not None,
@@ -210,6 +221,13 @@ def _model(raw: msgspec.Raw, *, is_required: bool) -> str | None:
     if problem is not None:
         raise BodyInvalid(f"'model' {problem}.", param="model")
     return model
+
+
+def _models(raw: msgspec.Raw) -> tuple[str, ...] | None:
+    try:
+        return tuple(_decode_texts(raw) or ())
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return None
 
 
 def _stream(raw: msgspec.Raw) -> bool:
@@ -295,6 +313,8 @@ def _is_plain(text: bytes) -> bool:
         len(text) <= PLAIN_BYTES_MAX
         and _ESCAPE not in text
         and text.count(b'"model"') < 2  # noqa: PLR2004
+        and text.count(b'"models"') < 2  # noqa: PLR2004
+        and text.count(b'"background"') < 2  # noqa: PLR2004
         and text.count(b'"stream"') < 2  # noqa: PLR2004
         and text.count(b'"stream_options"') < 2  # noqa: PLR2004
         and text.count(b'"include_usage"') < 2  # noqa: PLR2004

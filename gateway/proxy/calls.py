@@ -14,6 +14,7 @@ from typing import Final, Protocol
 from gateway.auth.authenticate import token_candidates
 from gateway.auth.caller import Caller, Subject
 from gateway.errors import (
+    BodyInvalid,
     DatabaseAway,
     Draining,
     GatewayError,
@@ -24,7 +25,7 @@ from gateway.errors import (
 )
 from gateway.proxy import body as bodies
 from gateway.proxy.call_record import CallRecord, RecordKeeper, Status, header_text
-from gateway.proxy.endpoints import Endpoint, Match, find, guess_wire
+from gateway.proxy.endpoints import Endpoint, Match, find, guess_wire, in_format
 from gateway.proxy.error_responses import error_response
 from gateway.proxy.headers import upstream_headers, upstream_query
 from gateway.proxy.lane import Exchange
@@ -264,7 +265,9 @@ class Calls:
         """Return what the request asks for; None for the one question that needs no token."""
         if exchange.path == "/" and exchange.method in (b"HEAD", b"GET"):
             return None
-        return find(exchange.path, method=exchange.method, headers=exchange.headers)
+        match = find(exchange.path, method=exchange.method, headers=exchange.headers)
+        named = None if match.vendor is None else self._routing().target(match.vendor)
+        return match if named is None else in_format(match, named.kind.wire.name)
 
     async def _who(self, exchange: Exchange) -> Caller:
         """Return the caller; also whether this worker may admit it at all."""
@@ -325,6 +328,15 @@ class Calls:
             model = match.model_in_path
         if model is not None and not caller.may_use(model):
             raise ModelNotAllowed(param="model")
+        if caller.has_model_list and (
+            fields.fallback_models is None or not all(map(caller.may_use, fields.fallback_models))
+        ):
+            raise ModelNotAllowed(param="models")
+        if fields.background:
+            raise BodyInvalid(
+                "An answer that is fetched later can't be metered yet. Leave out 'background'.",
+                param="background",
+            )
         route = self._routing().route(
             wire_name=endpoint.wire.name, vendor=match.vendor, model=model
         )

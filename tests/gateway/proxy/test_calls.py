@@ -692,3 +692,24 @@ async def test_an_answer_without_a_length_ends_with_its_connection(rig: Rig) -> 
     answer = await rig.ask("/v1/chat/completions", {**CHAT, "stream": False})
     assert (answer.body, answer.clean) == (b'{"a":1}', True)
     assert (await rig.lines.row())["status"] == "complete"
+
+
+async def test_fallback_models_are_held_against_the_tokens_list(rig: Rig) -> None:
+    rig.authenticated.caller = replace(rig.caller, models=("gpt-*",))
+    rig.vendor.script = streams(OPENAI_STREAM)
+    allowed = await rig.ask("/v1/chat/completions", {**CHAT, "models": ["gpt-4", "gpt-5"]})
+    assert allowed.status == 200
+    refused = await rig.ask("/v1/chat/completions", {**CHAT, "models": ["gpt-4", "o1-pro"]})
+    assert (refused.status, refused.headers["x-kaixu-reason"]) == (403, "model_not_allowed")
+    hidden = b'{"model":"gpt-4","m\\u006fdels":["o1-pro"]}'
+    assert (await rig.ask("/v1/chat/completions", hidden)).status == 400
+
+
+async def test_an_answer_that_nobody_could_meter_is_refused(rig: Rig) -> None:
+    body = {"model": "gpt-5", "input": "hi", "background": True}
+    answer = await rig.ask("/v1/responses", body)
+    assert (answer.status, answer.headers["x-kaixu-reason"]) == (400, "body_invalid")
+    assert json.loads(answer.body)["error"]["param"] == "background"
+    rig.vendor.script = answers(plain(200, {"created": 1, "data": []}))
+    picture = {"model": "gpt-image-1", "prompt": "a", "background": "transparent"}
+    assert (await rig.ask("/v1/images/generations", picture)).status == 200
