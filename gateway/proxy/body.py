@@ -104,8 +104,8 @@ class DecidingFields:
     """What a body says that decides about its call.
 
     `background`: the answer is to be fetched later. `fallback_models`: what some vendors may use in
-    the place of `model`, None where `models` is something else than a list of names. `text` is the JSON, opened where the body is compressed; `members` is for
-    `edited`.
+    the place of `model`, None where `models` is something else than a list of names. `text` is the
+    JSON, opened where the body is compressed; `members` is for `edited`.
     """
 
     model: str | None
