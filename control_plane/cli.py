@@ -178,7 +178,7 @@ def gateway_command(*, place: DatabasePlace, as_json: bool) -> None:
 @command(vendor, "add")
 @click.argument("name")
 @click.option("--preset", help="The known vendor that it is [default: the one of its name].")
-@click.option("--kind", help="How it is called: openai, anthropic, gemini, cohere.")
+@click.option("--kind", help="How it is called: openai, anthropic, gemini, cohere, ollama.")
 @click.option("--base-url", help="As one gives it to the SDK of that kind.")
 @click.option("--key-file", help="A file with its key; - for stdin.")
 @click.option("--private", is_flag=True, help="Allow http and private addresses.")
@@ -209,7 +209,8 @@ def vendor_add(
 
     A known vendor's name says how and where it is called: openai, anthropic, gemini, mistral, groq,
     deepseek, xai, openrouter, cerebras, perplexity, together, fireworks, cohere, voyage,
-    huggingface, zai, alibaba; on this machine and without a key ollama, vllm, lmstudio.
+    huggingface, zai, alibaba; on this machine and without a key ollama, ollama-native,
+    vllm, lmstudio.
     """
     said = NewVendor(
         name=name,
@@ -522,9 +523,19 @@ def main() -> NoReturn:
     except (click.Abort, KeyboardInterrupt):
         code = EXIT_INTERRUPTED
     except BrokenPipeError:  # whoever read our output has read enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()
         code = 1
+    except OSError as error:  # a full disk, a file that is not ours
+        if error.filename is None:
+            _drop_output()
+        message = f"{error.filename or 'Input or output'}: {error.strerror or error}."
+        code = _fail(ControlError(message, code="system"), as_json=as_json)
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _drop_output() -> None:
+    """Let what is still to be written go nowhere: it can't be."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _fail(error: ControlError, *, as_json: bool) -> int:

@@ -14,6 +14,7 @@ from control_plane.migrate import check_migrated
 from control_plane.postgres import EmbeddedPostgres, wheel_binaries
 
 CONNECT_SECONDS_MAX: Final = 10.0
+COMMAND_SECONDS_MAX: Final = 30.0  # for each statement, its waits for locks included
 URL_SETTING: Final = "KAIXU_DATABASE_URL"
 
 
@@ -59,19 +60,24 @@ async def open_database(
 
 @contextlib.asynccontextmanager
 async def connected(url: str, *, migrated: bool) -> AsyncIterator[asyncpg.Connection]:
-    """Connect to a URL; what goes wrong with the connection is a DatabaseUnreachable."""
+    """Connect to a URL; what goes wrong with the connection is a DatabaseUnreachable.
+
+    `migrated`: the database must have this release's schema. Only where it may have yet to be made
+    may a statement take as long as it takes.
+    """
     with translated():
-        connection = await connect(url)
-        try:
+        connection = await connect(url, command_seconds=COMMAND_SECONDS_MAX if migrated else None)
+    try:
+        with translated(connection):
             if migrated:
                 await check_migrated(connection)
             yield connection
-        finally:
-            with contextlib.suppress(OSError, TimeoutError, asyncpg.InterfaceError):
-                await connection.close(timeout=CONNECT_SECONDS_MAX)
+    finally:
+        with contextlib.suppress(OSError, TimeoutError, asyncpg.InterfaceError):
+            await connection.close(timeout=CONNECT_SECONDS_MAX)
 
 
-async def connect(url: str) -> asyncpg.Connection:
+async def connect(url: str, *, command_seconds: float | None = None) -> asyncpg.Connection:
     """Return a connection to a URL, which no message quotes: it has a password."""
     if not url.startswith(("postgresql://", "postgres://")):
         raise BadArgument("The database's URL begins with postgresql://.", field=URL_SETTING)
@@ -79,9 +85,10 @@ async def connect(url: str) -> asyncpg.Connection:
         return await asyncpg.connect(
             url,
             timeout=CONNECT_SECONDS_MAX,
+            command_timeout=command_seconds,
             server_settings={"application_name": "kaixu", "timezone": "UTC"},
         )
-    except (ValueError, asyncpg.ClientConfigurationError) as error:
+    except (ValueError, OverflowError, asyncpg.ClientConfigurationError) as error:
         raise BadArgument(
             "The database's URL can't be read: write it as postgresql://user:password@host/name.",
             field=URL_SETTING,
@@ -89,11 +96,19 @@ async def connect(url: str) -> asyncpg.Connection:
 
 
 @contextlib.contextmanager
-def translated() -> Iterator[None]:
-    """Turn what asyncpg and the network raise about a connection into DatabaseUnreachable."""
+def translated(connection: asyncpg.Connection | None = None) -> Iterator[None]:
+    """Turn what asyncpg and the network raise about a connection into DatabaseUnreachable.
+
+    `connection`: the one that is open. As long as it is, other errors of the system are not its.
+    """
     try:
         yield
-    except OSError as error:  # TimeoutError is one
+    except TimeoutError as error:
+        told = "" if connection is None else " What was asked for may have been done, or not."
+        raise DatabaseUnreachable(f"The database did not answer in time.{told}") from error
+    except OSError as error:
+        if connection is not None and not connection.is_closed():
+            raise
         raise DatabaseUnreachable(f"The database can't be reached: {error}") from error
     except (
         asyncpg.PostgresConnectionError,

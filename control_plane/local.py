@@ -126,7 +126,10 @@ class Ready:
 async def run_up(
     options: UpOptions, *, announce: Callable[[Ready], None], note: Callable[[str], None]
 ) -> None:
-    """Run everything until SIGINT or SIGTERM; a second one hurries. Raises ControlError."""
+    """Run everything until SIGINT or SIGTERM; a second one hurries. Raises ControlError.
+
+    The end of its terminal is an end too, unless it was started to outlive that (`nohup`).
+    """
     work = asyncio.current_task()
     assert work is not None
     up = _Up(options, announce=announce, note=note)
@@ -140,7 +143,10 @@ async def run_up(
             up.hurry()
 
     loop = asyncio.get_running_loop()
-    for number in (signal.SIGINT, signal.SIGTERM):
+    numbers = [signal.SIGINT, signal.SIGTERM]
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+        numbers.append(signal.SIGHUP)
+    for number in numbers:
         loop.add_signal_handler(number, stop, number)
     try:
         with _alone(options.place.data_dir):
@@ -150,7 +156,7 @@ async def run_up(
             raise
         work.uncancel()
     finally:
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in numbers:
             loop.remove_signal_handler(number)
 
 

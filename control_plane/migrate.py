@@ -63,7 +63,7 @@ async def migrate(
     """Run what the database has not run yet; return the names of those files.
 
     Raises Refused for a database that is too old, newer than this release, or was made from other
-    files; DatabaseUnreachable where a file fails.
+    files, and where a file fails; DatabaseUnreachable where the database goes away meanwhile.
     """
     wanted = load_migrations() if migrations is None else migrations
     version = connection.get_server_version()
@@ -119,5 +119,7 @@ async def _apply(connection: asyncpg.Connection, migration: Migration) -> None:
         async with connection.transaction():
             await connection.execute(migration.source)
             await connection.execute(_RECORD, migration.number, migration.name, migration.checksum)
+    except (asyncpg.PostgresConnectionError, asyncpg.OperatorInterventionError) as error:
+        raise DatabaseUnreachable(f"The database went away in {migration.name}: {error}") from error
     except asyncpg.PostgresError as error:
-        raise DatabaseUnreachable(f"{migration.name} fails: {error}", code="migration") from error
+        raise Refused(f"{migration.name} fails: {error}", code="migration") from error

@@ -71,6 +71,7 @@ READY_WAIT_SECONDS_MAX: Final = 2.0  # connections wait so long for a new worker
 LISTENER_LINGER_SECONDS: Final = 0.1  # who has connected when the drain begins is accepted still
 JOURNAL_FAULT_SECONDS: Final = 5.0  # not ready for so long after the disk failed
 CUT_SECONDS_MAX: Final = 1.0  # for cut calls to write their last event
+UNSENT_LOOK_SECONDS: Final = 0.05  # whether slow clients have their answers is looked at so often
 SHIP_SECONDS_MAX: Final = 5.0  # for the last rows; what is left is the next worker's
 END_SECONDS_MAX: Final = 2.0  # for telling the database that this worker has ended
 
@@ -310,12 +311,18 @@ class Worker:
         if cut:
             self._log.warning("calls cut", calls=cut, reason="drain timeout")
             await self._calls_ended(by=self._loop.time() + CUT_SECONDS_MAX)
+        await self._answers_taken(by=max(self._drained_by, self._loop.time() + CUT_SECONDS_MAX))
         self._lane.abort_all()
         await self._calls_ended(by=self._loop.time() + CUT_SECONDS_MAX)
 
     async def _calls_ended(self, *, by: float) -> None:
         while self._lane.tasks and self._loop.time() < by:
             await asyncio.wait(set(self._lane.tasks), timeout=by - self._loop.time())
+
+    async def _answers_taken(self, *, by: float) -> None:
+        """Let slow clients take what is left of answers: a call ends when all is written."""
+        while self._lane.unsent_bytes() and self._loop.time() < by:  # noqa: ASYNC110 - no event tells
+            await asyncio.sleep(UNSENT_LOOK_SECONDS)
 
     async def _ship_rest(self) -> None:
         try:

@@ -139,6 +139,7 @@ class Supervisor:
         self._last_not_ready: list[str] = []
         self._stopping = asyncio.Event()
         self._killing = asyncio.Event()
+        self._parent_gone = False
 
     # the machine, for the ops listener
 
@@ -186,13 +187,14 @@ class Supervisor:
             listeners = await open_listeners(self._host, self._port, self._workers_number)
             for listener in listeners:
                 stack.enter_context(listener)
-            ops_socket = stack.enter_context(open_ops_socket(self._ops_host, self._ops_port))
+            open_ops = await stack.enter_async_context(AsyncExitStack())
+            ops_socket = open_ops.enter_context(open_ops_socket(self._ops_host, self._ops_port))
             self._urls = {
                 "gateway_url": url_of(listeners[0]),
                 "ops_url": url_of(ops_socket),
             }
             self._workers = [_Worker(number, listener) for number, listener in enumerate(listeners)]
-            await stack.enter_async_context(
+            await open_ops.enter_async_context(
                 ops.listening(ops.make_app(self), ops_socket, self._log)
             )
             self._log.info("supervisor started", pid=os.getpid(), **self._urls)
@@ -200,6 +202,8 @@ class Supervisor:
                 keepers = [tasks.create_task(self._keep(worker)) for worker in self._workers]
                 poll = tasks.create_task(self._poll())
                 await self._stopping.wait()
+                if self._parent_gone:  # the next supervisor wants the port before the drain ends
+                    tasks.create_task(open_ops.aclose())
                 await self._drain(keepers)
                 poll.cancel()
         self._log.info("supervisor stopped", pid=os.getpid())
@@ -229,6 +233,7 @@ class Supervisor:
             pass
         asyncio.get_running_loop().remove_reader(_STDIN)
         if not self._stopping.is_set():
+            self._parent_gone = True
             self.stop()
 
     def stop(self) -> None:

@@ -25,6 +25,7 @@ settings.load_profile("kaixu")
 
 POSTGRES_15: Final = Path("/usr/lib/postgresql/15/bin")
 TEMPLATE: Final = "kaixu_template"
+MEMORY_BYTES_MIN: Final = 2 * 1024**3  # containers have 64 MiB there
 GATEWAY_ROLE: Final = "kaixu_gateway_test"
 GATEWAY_PASSWORD: Final = "gateway-of-the-tests"
 
@@ -76,6 +77,13 @@ async def prepare(server: Server) -> None:
     await connection.close()
 
 
+def _memory() -> Path | None:
+    """Return a folder in memory, which makes a new database in a tenth of the time, if there is."""
+    folder = Path("/dev/shm")  # noqa: S108 - mkdtemp makes the folder in it
+    has_room = folder.is_dir() and shutil.disk_usage(folder).free >= MEMORY_BYTES_MIN
+    return folder if has_room and os.access(folder, os.W_OK) else None
+
+
 @pytest.fixture(scope="session", params=[MAJOR_VERSION, 15], ids=lambda version: f"pg{version}")
 def postgres_server(request: pytest.FixtureRequest) -> Iterator[Server]:
     version: int = request.param
@@ -84,12 +92,12 @@ def postgres_server(request: pytest.FixtureRequest) -> Iterator[Server]:
         if required("pg15"):
             pytest.fail(reason)
         pytest.skip(reason)
-    folder = Path(tempfile.mkdtemp(prefix="kaixu-test-"))
+    folder = Path(tempfile.mkdtemp(prefix="kaixu-test-", dir=_memory()))
     postgres = EmbeddedPostgres(
         folder,
         binaries=POSTGRES_15 if version == 15 else wheel_binaries(),
         major_version=version,
-        settings={"fsync": "off", "full_page_writes": "off"},
+        settings={"fsync": "off", "full_page_writes": "off", "max_wal_size": "256MB"},
     )
     try:
         server = Server(major_version=version, owner_url=postgres.start())
@@ -104,7 +112,7 @@ def postgres_server(request: pytest.FixtureRequest) -> Iterator[Server]:
 async def database(postgres_server: Server) -> AsyncIterator[Database]:
     name = f"test_{uuid.uuid4().hex}"
     connection = await asyncpg.connect(postgres_server.owner_url)
-    await connection.execute(f"CREATE DATABASE {name} TEMPLATE {TEMPLATE}")
+    await connection.execute(f"CREATE DATABASE {name} TEMPLATE {TEMPLATE} STRATEGY file_copy")
     try:
         yield Database(server=postgres_server, name=name)
     finally:

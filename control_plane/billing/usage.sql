@@ -62,8 +62,15 @@ ORDER BY 1
 -- name: sealed_through
 -- Up to when every call has its row: the oldest call that some worker has not shipped yet.
 -- A worker that ended and left some in its journal counts until somebody has recovered it.
+-- A worker looks at its calls before a heartbeat is dated, and dates calls by the early edge of what
+-- it knows of this clock. Each is apart by a round trip at most, which it bounds to a quarter of the
+-- lease: so long before a heartbeat, a call may lack its row that the heartbeat does not tell of.
 SELECT coalesce(
-    least(min(unshipped_since), min(heartbeat_at) FILTER (WHERE ended_at IS NULL)), now()
+    least(
+        min(unshipped_since),
+        min(heartbeat_at - lease / 2) FILTER (WHERE ended_at IS NULL)
+    ),
+    now()
 )
 FROM workers
 

@@ -116,9 +116,9 @@ def with_preset(
 ) -> NewVendor:
     """Return a vendor with everything that was not said of it, from a preset where one fits.
 
-    `preset` names it; without it, a vendor that has a known name and no base URL of its own is that
-    one. `usage_unasked` is what was said of it, None for nothing. What was said always holds. Raises
-    BadArgument where something is still missing.
+    `preset` names it; without it, the vendor's own name does, and where that one is called at a
+    base URL of its own, it tells no more than the kind. `usage_unasked` is what was said of it,
+    None for nothing. What was said always holds. Raises BadArgument where something is missing.
     """
     known = _preset(vendor, preset)
     if known is not None:
@@ -136,7 +136,7 @@ def with_preset(
     for value, name in ((vendor.kind, "kind"), (vendor.base_url, "base-url")):
         if not value:
             raise BadArgument(
-                f"'{vendor.name}' is no known vendor: --{name} is missing. "
+                f"--{name} is missing, and '{vendor.name}' is no known vendor of that kind. "
                 f"Known are {', '.join(PRESETS)}.",
                 field=name,
             )
@@ -151,8 +151,10 @@ def with_preset(
 
 def _preset(vendor: NewVendor, name: str | None) -> Preset | None:
     if name is None:
-        known = None if vendor.base_url else PRESETS.get(vendor.name)
-        return known if known is not None and vendor.kind in ("", known.kind) else None
+        known = PRESETS.get(vendor.name)
+        if known is None or vendor.kind not in ("", known.kind):
+            return None
+        return Preset(kind=known.kind, base_url=vendor.base_url) if vendor.base_url else known
     if name not in PRESETS:
         raise BadArgument(
             f"There is no preset '{name}'; there are {', '.join(PRESETS)}.", field="preset"

@@ -187,7 +187,7 @@ class Authenticator:
         digest = digest_of(the_token(candidates))
         answer = self._callers.get(digest) or self._refusal(digest)
         if answer is None:
-            answer = await self._shared_lookup(digest, address)
+            answer = await self._found(digest, address)
         if isinstance(answer, _Refusal):
             error = _REFUSALS[answer.why]()
             raise error
@@ -229,6 +229,18 @@ class Authenticator:
             return refusal
         self._refusals.discard(digest)
         return None
+
+    async def _found(self, digest: bytes, address: str) -> Caller | _Refusal:
+        """Return what a lookup says, as it is when it is heard.
+
+        Between the lookup's last step and the next one of who waits for it, a change may have been
+        applied: it found no call to cut, but has evicted the caller.
+        """
+        for _ in range(LOOKUP_ATTEMPTS_MAX):
+            answer = await self._shared_lookup(digest, address)
+            if isinstance(answer, _Refusal) or self._callers.get(digest) is answer:
+                return answer
+        raise DatabaseAway
 
     async def _shared_lookup(self, digest: bytes, address: str) -> Caller | _Refusal:
         """Wait for the lookup of this digest, started if there is none.

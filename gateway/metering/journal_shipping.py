@@ -109,10 +109,10 @@ class Shipping:
 
     def shipped(self, batch: Batch) -> None:
         """Take note that the rows of a batch are committed."""
+        if batch.generation != self._generation:
+            return  # committed to a database that was left since
         for call_id in batch.unwritten:
             self.unwritten.pop(call_id, None)
-        if batch.generation != self._generation:
-            return
         if batch.position is not None:
             self._pass(batch.position)
             self._kept_turn = True

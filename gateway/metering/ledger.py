@@ -140,10 +140,12 @@ class Ledger:
 
         For each: its rows go to the ledger, its blocks back by `settle` (ids, and the units used
         of each, None: all), its worker ends by `end_worker`, its files to `keep_in` or away. What
-        these raise ends the recovery, as do LedgerAway and OSError; the journal is then given up
-        for anyone to take.
+        these raise ends the recovery, as does LedgerAway; the journal is then given up for anyone
+        to take. So is one that can't be read or removed, after which the others have their turn and
+        its OSError is raised.
         """
         recovered = 0
+        unreadable: OSError | None = None
         for orphan in orphans:
             try:
                 findings = await asyncio.to_thread(orphan.read)
@@ -157,18 +159,27 @@ class Ledger:
                     ids = blocks[start : start + SETTLED_BLOCKS_MAX]
                     await settle(ids, [findings.used[block_id] for block_id in ids])
                 await end_worker(orphan.worker_id)
-            except BaseException:
+            except BaseException as error:
                 orphan.release()
-                raise
-            kept = await asyncio.to_thread(
-                orphan.discard,
-                keep_in=None if keep_in is None else keep_in.folder,
-                keep_rows=findings.interrupted,
-            )
+                if not isinstance(error, OSError):
+                    raise
+                unreadable = error
+                continue
+            try:
+                kept = await asyncio.to_thread(
+                    orphan.discard,
+                    keep_in=None if keep_in is None else keep_in.folder,
+                    keep_rows=findings.interrupted,
+                )
+            except OSError as error:
+                unreadable = error
+                continue
             if keep_in is not None:
                 keep_in.keep(kept)
             recovered += 1
             self._events.on_recovered(orphan.worker_id, findings)
+        if unreadable is not None:
+            raise unreadable
         return recovered
 
     async def housekeep(self) -> Housekeeping | None:

@@ -15,9 +15,12 @@ from typing import Final, Protocol
 import msgspec
 
 from gateway.metering.anthropic_messages import AnthropicMessages
+from gateway.metering.cohere import Cohere, CohereChat
 from gateway.metering.decoding import DECODERS, DecodedTooLarge, Decoder, DecodingStopped
 from gateway.metering.gemini_generate import GeminiGenerate
+from gateway.metering.json_lines import MEDIA_TYPES, LineParser
 from gateway.metering.json_parts import object_in_tail, objects_in_head
+from gateway.metering.ollama import Ollama
 from gateway.metering.openai_chat import OpenAIChat
 from gateway.metering.openai_embeddings import OpenAIEmbeddings
 from gateway.metering.openai_responses import OpenAIResponses
@@ -40,6 +43,9 @@ class MeterFormat(StrEnum):
     OPENAI_EMBEDDINGS = "openai.embeddings"  # rerank and images too
     ANTHROPIC_MESSAGES = "anthropic.messages"
     GEMINI_GENERATE = "gemini.generate"
+    COHERE_CHAT = "cohere.chat"
+    COHERE_META = "cohere.meta"  # chat of version 1, embeddings, rerank
+    OLLAMA = "ollama"
     NONE = "none"  # generates nothing: model lists, token counting
 
 
@@ -50,6 +56,9 @@ READERS: Final[Mapping[str, Callable[[], UsageReader]]] = MappingProxyType(
         MeterFormat.OPENAI_EMBEDDINGS: OpenAIEmbeddings,
         MeterFormat.ANTHROPIC_MESSAGES: AnthropicMessages,
         MeterFormat.GEMINI_GENERATE: GeminiGenerate,
+        MeterFormat.COHERE_CHAT: CohereChat,
+        MeterFormat.COHERE_META: Cohere,
+        MeterFormat.OLLAMA: Ollama,
     }
 )
 
@@ -116,12 +125,13 @@ class NullMeter:
 
 
 class StreamMeter:
-    """Meters a stream of server-sent events."""
+    """Meters a stream of server-sent events, or of lines."""
 
-    def __init__(self, reader: UsageReader) -> None:
-        """`reader` knows the events."""
+    def __init__(self, reader: UsageReader, *, in_lines: bool = False) -> None:
+        """`reader` knows the events; `in_lines`: each is a line of JSON."""
         self._reader = reader
-        self._parser = SseParser(reader.wants, event_bytes_max=reader.event_bytes_max)
+        parser = LineParser if in_lines else SseParser
+        self._parser = parser(reader.wants, event_bytes_max=reader.event_bytes_max)
         self._failed = False
 
     @property
@@ -334,13 +344,23 @@ def open_meter(
     if endpoint_meter == MeterFormat.NONE or status >= _STATUS_ERROR_MIN:
         return NullMeter()
     reader = READERS[endpoint_meter]()
-    is_stream = _is_events(content_type, stream=stream)
-    meter = StreamMeter(reader) if is_stream else WholeMeter(reader)
+    meter: StreamMeter | WholeMeter
+    if is_in_lines(content_type):
+        meter = StreamMeter(reader, in_lines=True)
+    elif _is_events(content_type, stream=stream):
+        meter = StreamMeter(reader)
+    else:
+        meter = WholeMeter(reader)
     encoding = content_encoding.strip().lower()
     if encoding in (b"", b"identity"):
         return meter
     decoder = DECODERS.get(encoding)
     return DecodingMeter(meter, decoder()) if decoder else NullMeter(Flag.UNDECODABLE)
+
+
+def is_in_lines(content_type: bytes) -> bool:
+    """Return whether an answer is a stream of lines of JSON."""
+    return content_type.partition(b";")[0].strip().lower() in MEDIA_TYPES
 
 
 def _is_events(content_type: bytes, *, stream: bool) -> bool:

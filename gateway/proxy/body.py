@@ -117,6 +117,11 @@ class DecidingFields:
     text: bytes = field(repr=False)
     members: _Members = field(repr=False)
 
+    @property
+    def says_stream(self) -> bool:
+        """Whether `stream` is there and not null."""
+        return bytes(self.members.stream) in (b"true", b"false")
+
 
 def check_content_type(content_type: bytes) -> None:
     """Raise UnsupportedBody for a form with parts, which no endpoint with a JSON body takes."""

@@ -201,7 +201,7 @@ class Calls:
             if match.endpoint.is_own:
                 self._answer_models(call, match)
             else:
-                await self._forward(call, match)
+                await self._dispatch(call, await self._prepare(call, match))
         except GatewayError as error:
             self.refuse(exchange, error, call_id=call_id, caller=call.caller if call else None)
         except asyncio.CancelledError:
@@ -313,7 +313,8 @@ class Calls:
 
     # where, and on
 
-    async def _forward(self, call: Call, match: Match) -> None:
+    async def _prepare(self, call: Call, match: Match) -> "_Request":
+        """Return what goes to whom. The client's body is held by nothing else from here on."""
         endpoint, exchange, caller = match.endpoint, call.exchange, call.caller
         body = await exchange.read_body(org_id=caller.org_id)
         bodies.check_content_type(_header(exchange, b"content-type") or b"")
@@ -340,7 +341,8 @@ class Calls:
         route = self._routing().route(
             wire_name=endpoint.wire.name, vendor=match.vendor, model=model
         )
-        stream = fields.stream or endpoint.always_streams
+        stream = fields.stream if fields.says_stream else endpoint.streams_by_default
+        stream = stream or endpoint.always_streams
         sent = _edited(
             body,
             fields,
@@ -361,16 +363,13 @@ class Calls:
             )
             async with asyncio.timeout(HOOK_SECONDS_MAX):
                 await self._before_call(facts, body)
-        await self._dispatch(
-            call,
-            _Request(
-                endpoint=endpoint,
-                path=_path(match, route),
-                target=target,
-                model=model,
-                stream=stream,
-                sent=sent,
-            ),
+        return _Request(
+            endpoint=endpoint,
+            path=_path(match, route),
+            target=target,
+            model=model,
+            stream=stream,
+            sent=sent,
         )
 
     async def _dispatch(self, call: Call, request: "_Request") -> None:
@@ -378,7 +377,7 @@ class Calls:
         limits = call.caller.limits if request.endpoint.counts else ()
         previous: str | None = None
         for attempt in range(1, ATTEMPTS_MAX + 1):
-            if limits:
+            if limits and attempt == 1:
                 self._allowances.known_spent(limits)
             connection = await self._connection(request.target, fresh=attempt > 1)
             blocks = self._allowances.take(limits) if limits else ()
@@ -449,11 +448,14 @@ class Calls:
             stream=request.stream,
             take_usage_out=request.sent.asked_usage,
             bytes_up=len(request.sent.body),
+            on_answer=request.sent.forget,
             may_retry=connection.reused and attempt < ATTEMPTS_MAX,
             times=self._times,
             loop=self._loop,
         )
         try:
+            if call.cut_by is not None:  # between two attempts, when there was nothing to cut
+                raise call.cut_by
             if not self._lease_holds():
                 raise DatabaseAway
             record.open(
@@ -493,13 +495,17 @@ class Calls:
             call.relay = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class _Sent:
     """What goes up in place of the client's body."""
 
-    body: bytes
+    body: bytes = field(repr=False)
     asked_usage: bool  # the gateway asked for the usage event
     drop_content_encoding: bool
+
+    def forget(self) -> None:
+        """Let the body go: there won't be another attempt."""
+        self.body = b""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

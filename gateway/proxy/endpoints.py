@@ -15,7 +15,7 @@ from urllib.parse import quote, unquote_to_bytes
 from gateway.errors import MethodNotAllowed, NoRoute, RequestInvalid
 from gateway.metering.meter import MeterFormat
 from gateway.proxy.routing import model_problem
-from gateway.vendors import anthropic, gemini, openai
+from gateway.vendors import anthropic, cohere, gemini, ollama, openai
 from gateway.vendors.registry import InvalidVendorName, check_vendor_name
 from gateway.vendors.vendor import StreamErrorEvent, WireFormat
 
@@ -37,6 +37,7 @@ class Endpoint:
     - `has_items`: its body may name what the vendor stored by an item's id alone.
     - `stream_error_event`: ends its streams in place of the wire format's.
     - `always_streams`: the path alone says that the answer is a stream.
+    - `streams_by_default`: the answer is a stream where the body does not say.
     - `is_own`: the gateway answers by itself, no vendor is called.
     """
 
@@ -53,6 +54,7 @@ class Endpoint:
     has_items: bool = False
     stream_error_event: StreamErrorEvent | None = None
     always_streams: bool = False
+    streams_by_default: bool = False
     is_own: bool = False
 
 
@@ -121,6 +123,11 @@ EMBEDDINGS: Final = Endpoint(
     body="json",
 )
 RERANK: Final = replace(EMBEDDINGS, name="rerank")
+# Voyage's. They tell nothing but a total.
+CONTEXTUALIZED_EMBEDDINGS: Final = replace(EMBEDDINGS, name="embeddings.contextualized")
+MULTIMODAL_EMBEDDINGS: Final = replace(EMBEDDINGS, name="embeddings.multimodal")
+# Mistral's, which reports unasked.
+FIM_COMPLETIONS: Final = replace(CHAT_COMPLETIONS, name="fim.completions", asks_usage=False)
 IMAGES_GENERATIONS: Final = replace(EMBEDDINGS, name="images.generations", has_default_model=True)
 MODERATIONS: Final = Endpoint(
     name="moderations",
@@ -176,10 +183,44 @@ GEMINI_COUNT_TOKENS: Final = Endpoint(
     model_in="path",
     body="json",
 )
+COHERE_CHAT: Final = Endpoint(
+    name="chat.v2",
+    wire=cohere.FORMAT,
+    methods=_POST,
+    meter=MeterFormat.COHERE_CHAT,
+    counts=True,
+    generates=True,
+    model_in="body",
+    body="json",
+    stream_error_event=cohere.message_end_event,
+)
+COHERE_EMBED: Final = replace(
+    COHERE_CHAT, name="embed.v2", meter=MeterFormat.COHERE_META, stream_error_event=None
+)
+COHERE_RERANK: Final = replace(COHERE_EMBED, name="rerank.v2")
+COHERE_CHAT_V1: Final = replace(COHERE_EMBED, name="chat.v1", has_default_model=True)
+COHERE_EMBED_V1: Final = replace(COHERE_CHAT_V1, name="embed.v1")
+COHERE_RERANK_V1: Final = replace(COHERE_CHAT_V1, name="rerank.v1")
+OLLAMA_CHAT: Final = Endpoint(
+    name="ollama.chat",
+    wire=ollama.FORMAT,
+    methods=_POST,
+    meter=MeterFormat.OLLAMA,
+    counts=True,
+    generates=True,
+    model_in="body",
+    body="json",
+    streams_by_default=True,
+)
+OLLAMA_GENERATE: Final = replace(OLLAMA_CHAT, name="ollama.generate")
+OLLAMA_EMBED: Final = replace(OLLAMA_CHAT, name="ollama.embed", streams_by_default=False)
+OLLAMA_SHOW: Final = replace(
+    OLLAMA_EMBED, name="ollama.show", meter=MeterFormat.NONE, counts=False, generates=False
+)
 
 
 def _by_format(name: str, *, model_in: Literal["path", "none"]) -> Mapping[str, Endpoint]:
-    formats = (openai.FORMAT, anthropic.FORMAT, gemini.FORMAT)
+    formats = (openai.FORMAT, anthropic.FORMAT, gemini.FORMAT, cohere.FORMAT, ollama.FORMAT)
     return MappingProxyType(
         {
             wire.name: Endpoint(name=name, wire=wire, methods=_READ, model_in=model_in, is_own=True)
@@ -201,12 +242,30 @@ _EXACT: Final[Mapping[str, Endpoint]] = MappingProxyType(
         "/v1/responses/input_tokens": RESPONSES_INPUT_TOKENS,
         "/v1/embeddings": EMBEDDINGS,
         "/v1/rerank": RERANK,
+        "/v1/contextualizedembeddings": CONTEXTUALIZED_EMBEDDINGS,
+        "/v1/multimodalembeddings": MULTIMODAL_EMBEDDINGS,
+        "/v1/fim/completions": FIM_COMPLETIONS,
         "/v1/images/generations": IMAGES_GENERATIONS,
         "/v1/moderations": MODERATIONS,
         "/v1/messages": MESSAGES,
         "/v1/messages/count_tokens": COUNT_TOKENS,
+        "/v2/chat": COHERE_CHAT,
+        "/v2/embed": COHERE_EMBED,
+        "/v2/rerank": COHERE_RERANK,
+        "/v1/chat": COHERE_CHAT_V1,
+        "/v1/embed": COHERE_EMBED_V1,
+        "/api/chat": OLLAMA_CHAT,
+        "/api/generate": OLLAMA_GENERATE,
+        "/api/embed": OLLAMA_EMBED,
+        "/api/show": OLLAMA_SHOW,
+        "/api/tags": LIST_MODELS[ollama.FORMAT.name],
     }
 )
+# Where two formats have the same path: by the format of who asks, or of the vendor that is named.
+_IN_FORMAT: Final[Mapping[tuple[str, str], Endpoint]] = MappingProxyType(
+    {("/v1/rerank", cohere.FORMAT.name): COHERE_RERANK_V1}
+)
+_IN_FORMAT_PATHS: Final = frozenset(path for path, _ in _IN_FORMAT)
 _MATCHES: Final[Mapping[str, Match]] = MappingProxyType(
     {path: Match(endpoint=one, vendor=None, path=path) for path, one in _EXACT.items()}
 )
@@ -217,6 +276,9 @@ _VERBS: Final[Mapping[str, Endpoint]] = MappingProxyType(
 _MODELS: Final = "models/"
 _TUNED: Final = "tunedModels/"
 _VERSIONS: Final = ("/v1/", "/v1beta/")
+_OWN: Final = (*_VERSIONS, "/v2/", "/api/")  # no vendor's name
+_OF_COHERE: Final = tuple(path for path, one in _EXACT.items() if one.wire is cohere.FORMAT)
+_OF_OLLAMA: Final = tuple(path for path, one in _EXACT.items() if one.wire is ollama.FORMAT)
 
 # Visible characters that mean nothing to a server but themselves, and escapes.
 _PATH: Final = re.compile(r"(?:/[A-Za-z0-9._~!$&'()*+,=:@%-]+)+")
@@ -236,10 +298,18 @@ def find(path: str, *, method: bytes, headers: Headers) -> Match:
     match = _MATCHES.get(path)
     if match is None:
         match = _read(path, method=method, headers=headers)
+    if match.path in _IN_FORMAT_PATHS:
+        match = in_format(match, _format_of_headers(headers).name)
     if method not in match.endpoint.methods:
         allow = b", ".join(sorted(match.endpoint.methods)).decode()
         raise MethodNotAllowed(headers={"allow": allow})
     return match
+
+
+def in_format(match: Match, wire_name: str) -> Match:
+    """Return what the same path means in a wire format; unchanged where it means nothing there."""
+    endpoint = _IN_FORMAT.get((match.path, wire_name))
+    return match if endpoint is None else replace(match, endpoint=endpoint)
 
 
 def guess_wire(path: str, headers: Headers) -> WireFormat:
@@ -248,6 +318,10 @@ def guess_wire(path: str, headers: Headers) -> WireFormat:
         return gemini.FORMAT
     if "/v1/messages" in path:
         return anthropic.FORMAT
+    if path.startswith("/v2/") or path.endswith(_OF_COHERE):
+        return cohere.FORMAT
+    if path.startswith("/api/") or path.endswith(_OF_OLLAMA):
+        return ollama.FORMAT
     return _format_of_headers(headers)
 
 
@@ -255,7 +329,7 @@ def _read(path: str, *, method: bytes, headers: Headers) -> Match:
     _check_plain(path)
     vendor: str | None = None
     below = path
-    if not path.startswith(_VERSIONS):
+    if not path.startswith(_OWN):
         name, slash, rest = path[1:].partition("/")
         try:
             vendor = check_vendor_name(name)
@@ -344,9 +418,11 @@ def _quoted_model(model: str) -> str:
 
 def _format_of_headers(headers: Iterable[tuple[bytes, bytes]]) -> WireFormat:
     """Return the wire format whose mark is among a request's headers; without one, OpenAI's."""
-    for name, _ in headers:
+    for name, value in headers:
         if name == b"anthropic-version":
             return anthropic.FORMAT
         if name == b"x-goog-api-client":  # Google's SDKs, of which some ask below /v1
             return gemini.FORMAT
+        if name == b"x-fern-sdk-name" and value.startswith(b"cohere"):
+            return cohere.FORMAT
     return openai.FORMAT

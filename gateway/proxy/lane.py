@@ -184,7 +184,7 @@ class Exchange:
     # the request's body
 
     async def read_body(self, *, org_id: str) -> bytes:
-        """Return the whole body; its bytes are charged to the org too from now on.
+        """Return the whole body, once; its bytes are charged to the org too from now on.
 
         Raises BodyTooLarge, BodyBudgetSpent, RequestTooSlow.
         """
@@ -196,7 +196,8 @@ class Exchange:
             await self._body_waiter
         if self.body_error is not None:
             raise self.body_error
-        return bytes(self._body)
+        body, self._body = bytes(self._body), bytearray()
+        return body
 
     def _charge_org(self, holder: str) -> None:
         budget = self._connection.budget
@@ -242,6 +243,11 @@ class Exchange:
             self._body = bytearray()
 
     # the answer
+
+    @property
+    def is_behind(self) -> bool:
+        """Whether the client is too slow already, with the answer before this one."""
+        return self._connection.is_behind
 
     @property
     def can_take_bytes_of_ours(self) -> bool:
@@ -410,6 +416,10 @@ class Lane:
         for connection in list(self.connections):
             connection.close_if_idle()
 
+    def unsent_bytes(self) -> int:
+        """Return how many bytes of answers wait for clients."""
+        return sum(connection.unsent_bytes() for connection in self.connections)
+
     def abort_all(self) -> None:
         """Break every connection."""
         for connection in list(self.connections):
@@ -543,8 +553,10 @@ class ClientConnection(asyncio.Protocol):
         self._headers.append((name.lower(), value))
 
     def on_headers_complete(self) -> None:
-        """Make the exchange."""
+        """Make the exchange; not for what was sent ahead on a connection that is being closed."""
         self._head_whole = True
+        if self._closing:
+            return
         self._head_bytes = 0
         method = self._parser.get_method()
         version = self._parser.get_http_version()
@@ -601,6 +613,11 @@ class ClientConnection(asyncio.Protocol):
     def draining(self) -> bool:
         """Whether this connection ends with the present answer."""
         return self._lane.draining
+
+    @property
+    def is_behind(self) -> bool:
+        """Whether more waits for the client than may."""
+        return self._behind_since is not None
 
     def unsent_bytes(self) -> int:
         """Return how many bytes wait for the client."""

@@ -9,6 +9,7 @@ event, at an event boundary, or where no event of ours can be put in, a broken c
 """
 
 import asyncio
+from collections.abc import Callable
 from enum import Enum, auto
 from typing import Final
 
@@ -20,7 +21,7 @@ from gateway.errors import (
 )
 from gateway.limits import FIRST_BYTE_SECONDS_MAX, IDLE_SECONDS_MAX, STREAM_TOTAL_SECONDS_MAX
 from gateway.metering.decoding import DECODERS, DecodingStopped
-from gateway.metering.meter import Meter, NullMeter, open_meter
+from gateway.metering.meter import Meter, NullMeter, is_in_lines, open_meter
 from gateway.metering.sse import EventBoundary, UsageEventFilter
 from gateway.metering.usage import Usage
 from gateway.proxy.call_record import CallRecord, Status, header_text
@@ -41,6 +42,7 @@ _REQUEST_ID_HEADERS: Final = (
     b"request-id",
     b"x-goog-request-id",
     b"apim-request-id",
+    b"x-debug-trace-id",
 )
 
 
@@ -82,11 +84,16 @@ class Relay:
         stream: bool,
         take_usage_out: bool,
         bytes_up: int,
+        on_answer: Callable[[], None],
         may_retry: bool,
         times: RelayTimes,
         loop: asyncio.AbstractEventLoop,
     ) -> None:
-        """`take_usage_out`: the stream's usage event is there because the gateway asked for it."""
+        """What is handed in.
+
+        `take_usage_out`: the stream's usage event is there because the gateway asked for it.
+        `on_answer()`: an answer begins, so that the request won't be sent again.
+        """
         self.outcome = loop.create_future()
         self.error: GatewayError | None = None
         self.connection: UpstreamConnection | None = None
@@ -98,6 +105,7 @@ class Relay:
         self._stream = stream
         self._filter = UsageEventFilter() if take_usage_out else None
         self._bytes_up = bytes_up
+        self._on_answer = on_answer
         self._may_retry = may_retry
         self._times = times
         self._loop = loop
@@ -109,6 +117,7 @@ class Relay:
         self._meter: Meter = NullMeter()
         self._boundary = EventBoundary()
         self._is_events = False
+        self._has_end_mark = False
         self._has_length = False
         self._bytes_down = 0
         self._ending: tuple[Status, GatewayError] | None = None  # at the next boundary
@@ -119,6 +128,8 @@ class Relay:
         self.connection = connection
         self._exchange.sink = self
         connection.send(self, head, body)
+        if self._exchange.is_behind:
+            self.on_client_behind()
 
     # Reply: what the vendor sends
 
@@ -126,6 +137,8 @@ class Relay:
         """Decide how the answer is passed on."""
         record = self._record
         self._last_byte = self._loop.time()
+        self._on_answer()
+        self._exchange.release_body()  # many streams are open for long; their requests are large
         record.first_byte()
         record.http_status = status
         self._status = status
@@ -150,6 +163,7 @@ class Relay:
             content_encoding=content_encoding,
         )
         self._is_events = content_type.partition(b";")[0].strip().lower() == b"text/event-stream"
+        self._has_end_mark = self._is_events or is_in_lines(content_type)
         if content_encoding or not self._is_events:
             self._filter = None
         self._begin(self._headers)
@@ -219,7 +233,7 @@ class Relay:
         """Return how an answer ended whose framing says that it is whole."""
         if self._meter.stream_error:
             return Status.VENDOR_ERROR
-        if self._is_events and not self._meter.saw_end:
+        if self._has_end_mark and not self._meter.saw_end:
             return Status.VENDOR_BROKE
         return Status.COMPLETE
 

@@ -28,6 +28,7 @@ _REFERENCES: Final = frozenset(
         "container",
         "container_id",
         "conversation",
+        "conversation_id",
         "fileSearchStoreNames",
         "file_id",
         "file_ids",

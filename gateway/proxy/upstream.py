@@ -171,8 +171,10 @@ class UpstreamConnection(asyncio.Protocol):
         try:
             self._parser.feed_data(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade, _HeadTooLarge):
-            self._break()
-            return
+            if not self._ended:
+                self._break()
+                return
+            self._extra = True  # the answer is whole, whatever came behind it
         if self._reply is None:  # given up while it was told
             return
         if not self._head_done and self._head_bytes > RESPONSE_HEAD_BYTES_MAX:
@@ -226,6 +228,8 @@ class UpstreamConnection(asyncio.Protocol):
         reply.on_read_done()
         if keep:
             self._reset()
+            if self.paused:  # for a client that is behind with what is left; the next one is not
+                self.resume()
             self.reused = True
             self._release(self)
         elif self.transport is not None:
@@ -257,9 +261,7 @@ class UpstreamConnection(asyncio.Protocol):
             self._reason = b""
             return
         self._keep_alive = self._parser.should_keep_alive()
-        self._delimited = status in _NO_BODY or any(
-            name.lower() in (b"content-length", b"transfer-encoding") for name, _ in headers
-        )
+        self._delimited = status in _NO_BODY or any(_delimits(*header) for header in headers)
         self._head_done = True
         if self._reply is not None:
             self._reply.on_head(status, self._reason, headers)
@@ -277,6 +279,14 @@ class UpstreamConnection(asyncio.Protocol):
         """Note the end; it is told when the read is done."""
         if self._head_done:
             self._ended = True
+
+
+def _delimits(name: bytes, value: bytes) -> bool:
+    """Return whether a header tells where a body ends; another transfer coding does not."""
+    name = name.lower()
+    return name == b"content-length" or (
+        name == b"transfer-encoding" and value.rstrip().lower().endswith(b"chunked")
+    )
 
 
 class _HeadTooLarge(Exception):
@@ -314,11 +324,14 @@ class UpstreamPool:
 
         try:
             async with asyncio.timeout(CONNECT_SECONDS_MAX):
-                return await self._dial(origin, lambda: UpstreamConnection(release))
+                connection = await self._dial(origin, lambda: UpstreamConnection(release))
         except TimeoutError as error:
             raise VendorTimeout from error
         except OSError as error:
             raise VendorUnreachable from error
+        if not connection.is_open:  # the vendor closed it at once
+            raise VendorUnreachable
+        return connection
 
     def _put_back(self, origin: Origin, connection: UpstreamConnection) -> None:
         idle = self._idle.setdefault(origin, deque())
@@ -373,8 +386,13 @@ def make_dial(
             except OSError as error:
                 last = error
                 continue
+            peer = transport.get_extra_info("peername")
+            if peer is None:  # reset already
+                transport.abort()
+                last = ConnectionResetError(f"{origin.host} closed the connection at once")
+                continue
             try:
-                check_peer(origin, transport.get_extra_info("peername")[0])
+                check_peer(origin, peer[0])
             except OSError:
                 transport.abort()
                 raise

@@ -32,9 +32,7 @@ PRESETS: Final[Mapping[str, Preset]] = MappingProxyType(
         "openai": Preset(kind="openai", base_url="https://api.openai.com/v1"),
         "anthropic": Preset(kind="anthropic", base_url="https://api.anthropic.com"),
         "gemini": Preset(kind="gemini", base_url="https://generativelanguage.googleapis.com"),
-        "mistral": Preset(
-            kind="openai", base_url="https://api.mistral.ai/v1", usage_unasked=True
-        ),
+        "mistral": Preset(kind="openai", base_url="https://api.mistral.ai/v1", usage_unasked=True),
         "groq": Preset(
             kind="openai", base_url="https://api.groq.com/openai/v1", usage_unasked=True
         ),
@@ -55,6 +53,7 @@ PRESETS: Final[Mapping[str, Preset]] = MappingProxyType(
             kind="openai", base_url="https://dashscope-intl.aliyuncs.com/compatible-mode/v1"
         ),
         "ollama": Preset(kind="openai", base_url="http://127.0.0.1:11434/v1", is_private=True),
+        "ollama-native": Preset(kind="ollama", base_url="http://127.0.0.1:11434", is_private=True),
         "vllm": Preset(kind="openai", base_url="http://127.0.0.1:8000/v1", is_private=True),
         "lmstudio": Preset(kind="openai", base_url="http://127.0.0.1:1234/v1", is_private=True),
     }

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Final
 
-from gateway.vendors import anthropic, cohere, gemini, openai
+from gateway.vendors import anthropic, cohere, gemini, ollama, openai
 from gateway.vendors.vendor import VendorKind, WireFormat
 
 VENDOR_NAME_CHARS_MAX: Final = 40
@@ -13,13 +13,19 @@ VENDOR_NAME_CHARS_MAX: Final = 40
 KINDS: Final[Mapping[str, VendorKind]] = MappingProxyType(
     {
         kind.name: kind
-        for kind in (openai.OPENAI, anthropic.ANTHROPIC, gemini.GEMINI, cohere.COHERE)
+        for kind in (
+            openai.OPENAI,
+            anthropic.ANTHROPIC,
+            gemini.GEMINI,
+            cohere.COHERE,
+            ollama.OLLAMA,
+        )
     }
 )
 FORMATS: Final[Mapping[str, WireFormat]] = MappingProxyType(
     {
         wire.name: wire
-        for wire in (openai.FORMAT, anthropic.FORMAT, gemini.FORMAT, cohere.FORMAT)
+        for wire in (openai.FORMAT, anthropic.FORMAT, gemini.FORMAT, cohere.FORMAT, ollama.FORMAT)
     }
 )
 

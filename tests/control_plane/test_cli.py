@@ -1,3 +1,4 @@
+import asyncio
 import json
 import subprocess
 import sys
@@ -5,12 +6,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import asyncpg
 import pytest
 
 from control_plane import cli
 from gateway.auth.token import is_well_formed
 from gateway.vendors.seal import public_of
-from tests.conftest import Database
+from tests.conftest import Database, Seed
+from tests.control_plane.billing.test_feed import append
 
 KEY = "sk-canary-0123456789"
 
@@ -95,10 +98,11 @@ def test_a_database_that_is_not_there_is_exit_3(
     assert "canary" not in done.stderr
 
 
+@pytest.mark.parametrize("url", ["owner:canary@nowhere", "postgresql://o:canary@127.0.0.1:99999/d"])
 def test_a_database_url_that_is_none_is_exit_2_and_not_quoted(
-    run: Run, monkeypatch: pytest.MonkeyPatch
+    run: Run, monkeypatch: pytest.MonkeyPatch, url: str
 ) -> None:
-    monkeypatch.setenv("KAIXU_DATABASE_URL", "owner:canary@nowhere")
+    monkeypatch.setenv("KAIXU_DATABASE_URL", url)
     done = run("token", "list", "--json")
     assert (done.code, done.error["field"]) == (2, "KAIXU_DATABASE_URL")
     assert "canary" not in done.stderr
@@ -111,6 +115,40 @@ def test_a_wrong_password_is_exit_3(
     url = database.owner_url.replace("kaixu_owner:", "kaixu_owner:wrong")
     monkeypatch.setenv("KAIXU_DATABASE_URL", url)
     assert run("token", "list").code == 3
+
+
+@pytest.mark.parametrize(
+    ("output", "told"),
+    [("| true", ""), ("> /dev/full", "kaixu: Input or output: No space left on device.\n")],
+)
+async def test_output_that_nobody_takes_is_no_fault_of_the_database(
+    database: Database, owner: asyncpg.Connection, seed: Seed, output: str, told: str
+) -> None:
+    await append(owner, seed, 400)
+    kaixu = Path(sys.executable).with_name("kaixu")
+    shell = await asyncio.create_subprocess_exec(
+        "bash", "-c", f"set -o pipefail; {kaixu} usage events {output}",
+        env={"KAIXU_DATABASE_URL": database.owner_url}, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    _, stderr = await shell.communicate()
+    assert (shell.returncode, stderr.decode()) == (1, told)
+
+
+async def test_a_command_does_not_wait_for_ever(
+    database: Database,
+    owner: asyncpg.Connection,
+    seed: Seed,
+    run: Run,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("control_plane.database.COMMAND_SECONDS_MAX", 0.3)
+    monkeypatch.setenv("KAIXU_DATABASE_URL", database.owner_url)
+    _, token_id = await seed.token()
+    async with owner.transaction():
+        await owner.execute("LOCK TABLE tokens")
+        done = await asyncio.to_thread(run, "token", "revoke", token_id, "--json")
+    assert (done.code, done.error["code"]) == (3, "database_unreachable")
+    assert "may have been done" in done.error["message"]
 
 
 @pytest.mark.usefixtures("on_database")
@@ -160,6 +198,32 @@ def test_a_vendor_and_an_alias_are_configured(run: Run, tmp_path: Path) -> None:
     )  # fmt: skip
     refused = run(*add, "--json")
     assert (refused.code, refused.error["code"]) == (1, "no_vault_key")
+
+
+@pytest.mark.usefixtures("on_database")
+def test_a_known_vendor_is_added_by_its_name(run: Run, tmp_path: Path) -> None:
+    file = tmp_path / "key"
+    file.write_text(KEY + "\n")
+    for arguments in (
+        ("groq", "--key-file", str(file)),
+        ("fast", "--preset", "groq", "--usage-asked", "--key-file", str(file)),
+        ("ollama",),
+    ):
+        refused = run("vendor", "add", *arguments, "--json")
+        assert (refused.code, refused.error["code"]) == (1, "no_vault_key")
+
+
+def test_what_is_missing_of_a_vendor_is_exit_2(run: Run) -> None:
+    for field, arguments in (
+        ("kind", ("acme",)),
+        ("base-url", ("acme", "--kind", "openai")),
+        ("base-url", ("groq", "--kind", "gemini")),
+        ("key-file", ("groq",)),
+        ("preset", ("groq", "--preset", "telex")),
+    ):
+        done = run("vendor", "add", *arguments, "--json")
+        assert (done.code, done.error["field"]) == (2, field)
+        assert field in done.stderr
 
 
 def test_a_key_file_that_is_missing_empty_or_odd_is_exit_2(run: Run, tmp_path: Path) -> None:

@@ -184,6 +184,13 @@ async def test_what_is_killed_is_started_again_where_it_was(up: Up) -> None:
     assert any("gateway has ended (signal 9)" in note for note in up.notes)
 
 
+async def test_the_end_of_its_terminal_leaves_nothing_running(up: Up) -> None:
+    async with up.running():
+        (file,) = up.folder.glob("data/postgresql-*/cluster/postmaster.pid")
+        os.kill(os.getpid(), signal.SIGHUP)
+        await eventually(lambda: not children() and not file.exists())
+
+
 async def test_a_folder_that_is_in_use_is_refused(up: Up) -> None:
     kaixu = Path(sys.executable).with_name("kaixu")
     async with up.running():

@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator
 import asyncpg
 import pytest
 
-from control_plane.errors import DatabaseUnreachable, Refused
+from control_plane.errors import Refused
 from control_plane.migrate import Migration, check_migrated, load_migrations, migrate
 from tests.conftest import Database, Server
 
@@ -67,8 +67,9 @@ async def test_a_file_that_was_edited_after_it_ran_is_refused(
 
 
 async def test_a_file_that_fails_leaves_nothing_behind(connection: asyncpg.Connection) -> None:
-    with pytest.raises(DatabaseUnreachable, match="0002_bad"):
+    with pytest.raises(Refused, match="0002_bad") as refused:
         await migrate(connection, [ONE, BAD])
+    assert refused.value.code == "migration"
     assert await connection.fetchval("SELECT to_regclass('bad')") is None
     assert await migrate(connection, [ONE, TWO]) == ["0002_two.sql"]
 

@@ -5,7 +5,7 @@ import json
 import socket
 import uuid
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, closing
+from contextlib import asynccontextmanager, closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +25,14 @@ CALL = {"model": "m", "messages": []}
 class Running:
     """A worker, seen by its supervisor and by a client."""
 
-    def __init__(self, channel: socket.socket, port: int, task: "asyncio.Task[None]") -> None:
+    def __init__(
+        self, channel: socket.socket, listener: socket.socket, task: "asyncio.Task[None]"
+    ) -> None:
         self.channel = channel
+        self.listener = listener
         self.task = task
-        self.url = f"http://127.0.0.1:{port}"
+        self.port: int = listener.getsockname()[1]
+        self.url = f"http://127.0.0.1:{self.port}"
         self.not_ready: list[str] | None = None
         self.metrics: dict[str, Any] = {}
 
@@ -70,7 +74,6 @@ async def running(database_url: str, folder: Path, **settings: str) -> AsyncIter
     ours, theirs = socket.socketpair()
     listener = socket.create_server(("127.0.0.1", 0))
     listener.setblocking(False)
-    port = listener.getsockname()[1]
     environ = {"KAIXU_GATEWAY_DATABASE_URL": database_url, "KAIXU_JOURNAL_DIR": str(folder)}
     task = asyncio.create_task(  # noqa: TID251 - ended below
         serve(
@@ -79,7 +82,7 @@ async def running(database_url: str, folder: Path, **settings: str) -> AsyncIter
             log=Log(lambda _: True, now=lambda: 0.0),
         )
     )
-    run = Running(ours, port, task)
+    run = Running(ours, listener, task)
     listening = asyncio.create_task(run.listen())  # noqa: TID251 - ended below
     try:
         yield run
@@ -197,3 +200,45 @@ async def test_it_finishes_the_journal_of_a_worker_that_died(
         await run.ready()
         await run.until(lambda: not folder.exists())
         assert await owner.fetchval("SELECT ended_at FROM workers WHERE id = $1", dead) is not None
+
+
+async def test_a_drain_leaves_a_slow_client_the_time_to_take_its_answer(
+    database: Database, owner: asyncpg.Connection, seed: Seed, tmp_path: Path
+) -> None:
+    """A call ends when all of it is written; what the kernel has not taken must not be dropped."""
+    token, _ = await seed.token()
+    body = b'{"x":"' + b"a" * 400_000 + b'"}'
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with closing(writer), suppress(ConnectionError):
+            await reader.readuntil(b"\r\n\r\n")
+            head = b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: %d\r\n\r\n"
+            writer.write(head % len(body) + body)
+            await writer.drain()
+            await reader.read()
+
+    vendor = await asyncio.start_server(answer, "127.0.0.1", 0)
+    async with vendor, running(database.gateway_url, tmp_path / "journal") as run:
+        run.listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 64 * 1024)
+        await run.ready()
+        await add_vendor(owner, vendor.sockets[0].getsockname()[1])
+        async with asyncio.timeout(5):
+            while await run.call(token) != (200, None):
+                pass
+        with socket.socket() as client:
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 64 * 1024)
+            client.connect(("127.0.0.1", run.port))
+            client.setblocking(False)
+            sent = json.dumps(CALL).encode()
+            client.send(
+                b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer %b\r\n"
+                b"Content-Length: %d\r\n\r\n%b" % (token.encode(), len(sent), sent)
+            )
+            loop = asyncio.get_running_loop()
+            got = await loop.sock_recv(client, 1)
+            run.channel.sendall(encode_ask(DRAIN))
+            async with asyncio.timeout(10):
+                while piece := await loop.sock_recv(client, 16 * 1024):
+                    got += piece
+                    await asyncio.sleep(0.01)
+        assert got.endswith(body)

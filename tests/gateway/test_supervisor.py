@@ -110,6 +110,7 @@ async def running(
     drain_timeout_seconds: float = 5,
     wait: bool = True,
     port: int = 0,
+    parent_pipe: bool = False,
 ) -> AsyncIterator[Running]:
     script = tmp_path / "worker.py"
     script.write_text(WORKER)
@@ -122,7 +123,7 @@ async def running(
 
     supervisor = Supervisor(
         command=(sys.executable, "-I", str(script), mode),
-        environ={"PATH": os.defpath},
+        environ={"PATH": os.defpath, "KAIXU_PARENT_PIPE": str(int(parent_pipe))},
         host="127.0.0.1",
         port=port,
         ops_host="127.0.0.1",
@@ -218,6 +219,31 @@ async def test_a_second_stop_does_not_wait(tmp_path: Path) -> None:
         run.supervisor.stop()
         run.supervisor.stop()
     assert [one["exit_code"] for one in run.lines if one["event"] == "worker ended"] == [-9, -9]
+
+
+async def test_without_its_parent_it_leaves_its_ports_before_the_drain_ends(
+    tmp_path: Path,
+) -> None:
+    ours, parents = os.pipe()
+    stdin = os.dup(0)
+    os.dup2(ours, 0)
+    try:
+        async with running(tmp_path, "deaf", drain_timeout_seconds=60, parent_pipe=True) as run:
+            os.close(parents)
+            port = int(run.urls["ops_url"].rpartition(":")[2])
+
+            def is_free() -> bool:
+                with socket.socket() as probe:
+                    probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                    return probe.connect_ex(("127.0.0.1", port)) != 0
+
+            await run.until(is_free)
+            assert set(run.pids()) == {"w0", "w1"}
+            run.supervisor.stop()
+    finally:
+        os.dup2(stdin, 0)
+        os.close(stdin)
+        os.close(ours)
 
 
 async def test_a_signal_stops_it(tmp_path: Path) -> None:

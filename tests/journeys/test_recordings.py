@@ -38,7 +38,9 @@ CHAT_VENDORS: Final = (
 RESPONSES_VENDORS: Final = (
     "azure.openai", "deepseek", "lmstudio", "openai", "openrouter", "xai",
 )  # fmt: skip
-EMBEDDINGS_VENDORS: Final = ("azure.openai", "mistral", "openai", "openrouter", "perplexity")
+EMBEDDINGS_VENDORS: Final = (
+    "azure.openai", "mistral", "openai", "openrouter", "perplexity", "voyage",
+)  # fmt: skip
 KINDS: Final = {
     **{f"{vendor}.chat": "openai" for vendor in CHAT_VENDORS},
     "openai.completions": "openai",
@@ -47,6 +49,7 @@ KINDS: Final = {
     "openai.responses.compact": "openai",
     "openai.responses.input_tokens": "openai",
     **{f"{vendor}.embeddings": "openai" for vendor in EMBEDDINGS_VENDORS},
+    "voyage.rerank": "openai",
     "openai.images": "openai",
     "openai.moderations": "openai",
     "anthropic.messages": "anthropic",
@@ -54,6 +57,11 @@ KINDS: Final = {
     "gemini.generateContent": "gemini",
     "gemini.streamGenerateContent": "gemini",
     "gemini.countTokens": "gemini",
+    "cohere.chat": "cohere",
+    "cohere.chat.v1": "cohere",
+    "cohere.embed": "cohere",
+    "cohere.rerank": "cohere",
+    "ollama.native": "ollama",
 }
 # How a client of OpenAI's format asks: by what follows the vendor in the API's name.
 PATHS: Final = {
@@ -63,6 +71,7 @@ PATHS: Final = {
     "responses.compact": "/v1/responses/compact",
     "responses.input_tokens": "/v1/responses/input_tokens",
     "embeddings": "/v1/embeddings",
+    "rerank": "/v1/rerank",
     "images": "/v1/images/generations",
     "moderations": "/v1/moderations",
 }
@@ -83,7 +92,10 @@ STORED: Final = re.compile(
     rb"https://generativelanguage\.googleapis\.com/v1beta/files/"
 )
 NOT_YOURS: Final = "a stored object becomes our 404"
-NOT_YOURS_EXCHANGES: Final = 12
+UNMETERED: Final = "an answer that could not be metered becomes our 400"
+# What the gateway refuses by itself: status, reason, and how many exchanges there are.
+REFUSALS: Final = {NOT_YOURS: (404, "not_yours", 12), UNMETERED: (400, "body_invalid", 2)}
+BACKGROUND: Final = re.compile(rb'"background": ?true')
 
 pytestmark = [
     pytest.mark.journey,
@@ -163,6 +175,8 @@ class Exchange:
             return "a refused key becomes our 502"
         if self.status == 400 and UNKNOWN_KEY in self.answer:
             return "a key refused by a 400 becomes our 502"
+        if self.api.endswith(".responses") and BACKGROUND.search(self.body):
+            return UNMETERED
         return NOT_YOURS if STORED.search(self.body) else ""
 
     @property
@@ -292,6 +306,8 @@ async def play(product: Product, exchange: Exchange, framing: str) -> Answer:
         "openai": ("authorization", f"Bearer {product.token}"),
         "anthropic": ("x-api-key", product.token),
         "gemini": ("x-goog-api-key", product.token),
+        "cohere": ("authorization", f"Bearer {product.token}"),
+        "ollama": ("authorization", f"Bearer {product.token}"),
     }[exchange.kind]
     headers = {
         **{name: value for name, value in request.get("headers", {}).items()
@@ -359,6 +375,8 @@ def differences_of_request(exchange: Exchange, received: bytes) -> list[str]:
     """The vendor gets what the client sent; where usage has to be asked for, that and no more."""
     if received == exchange.body:
         return []
+    if not received:
+        return ["the vendor got nothing"]
     got, sent = json.loads(received), json.loads(exchange.body)
     options = got.pop("stream_options", {})
     spliced = options.pop("include_usage", None) is True and sent.get("stream") is True
@@ -386,7 +404,12 @@ def differences_of_usage(exchange: Exchange, rows: list[Row]) -> list[str]:
         if row["usage_source"] == "vendor":
             found.append("usage_source vendor where none was reported")
         return found
-    derived = expected["derived"]
+    # Who tells nothing but a total, or units, has no output.
+    sums = {"input_total": expected["total_tokens"] or 0, "output_total": 0}
+    derived = expected.get("derived", sums)
+    units = expected.get("billed_units", {}).get("search_units")
+    if units is not None and row["searches"] != units:
+        found.append(f"searches {row['searches']}, not {units}")
     if sum(number or 0 for number in inputs) != derived["input_total"]:
         found.append(f"input {inputs}, not {derived['input_total']}")
     if (row["output_tokens"] or 0) != derived["output_total"]:
@@ -397,10 +420,11 @@ def differences_of_usage(exchange: Exchange, rows: list[Row]) -> list[str]:
 
 
 def differences_of_refusal(exchange: Exchange, answer: Answer, rows: list[Row]) -> list[str]:
-    """A vendor that refuses our key: the client gets 502. What is not its org's: no call at all."""
-    if exchange.exception == NOT_YOURS:
-        if (answer.status, answer.reason) != (404, "not_yours"):
-            return [f"{answer.status} {answer.reason}, not 404 not_yours"]
+    """A vendor that refuses our key: the client gets 502. What we refuse: no call at all."""
+    if exchange.exception in REFUSALS:
+        status, reason, _ = REFUSALS[exchange.exception]
+        if (answer.status, answer.reason) != (status, reason):
+            return [f"{answer.status} {answer.reason}, not {status} {reason}"]
         return [f"{len(rows)} rows"] if rows else []
     if (answer.status, answer.reason) != (502, "vendor_key"):
         return [f"{answer.status} {answer.reason}, not 502 vendor_key"]
@@ -415,7 +439,7 @@ async def test_recorded_exchanges_pass_unchanged_and_are_metered_right(product: 
         await add_vendors(product, names, vendor.port)
         answers = await play_all(product, plays)
 
-    sessions = {f"{one.id}/{framing}" for one, framing in plays if one.exception != NOT_YOURS}
+    sessions = {f"{one.id}/{framing}" for one, framing in plays if one.exception not in REFUSALS}
     rows: dict[str, list[Row]] = {}
     for _ in range(20):
         rows = {}
@@ -436,7 +460,7 @@ async def test_recorded_exchanges_pass_unchanged_and_are_metered_right(product: 
         if exchange.exception:
             excepted[exchange.api, exchange.exception] += 1
             of_bytes = differences_of_refusal(exchange, answer, rows.get(replay, []))
-            if exchange.exception == NOT_YOURS and replay in vendor.received:
+            if exchange.exception in REFUSALS and replay in vendor.received:
                 of_bytes.append("the vendor was asked")
         else:
             of_bytes = differences_of_bytes(exchange, answer, vendor.sent_sha256.get(replay, ""))
@@ -448,7 +472,8 @@ async def test_recorded_exchanges_pass_unchanged_and_are_metered_right(product: 
         found += [f"{replay}: {one}" for one in of_bytes + of_usage]
     show(counts, excepted)
     reasons = Counter(one.exception for one in known.values() if one.status != 401)
-    assert reasons.pop(NOT_YOURS) == NOT_YOURS_EXCHANGES
+    for exception, (_, _, exchanges_due) in REFUSALS.items():
+        assert reasons.pop(exception) == exchanges_due
     assert reasons.total() - reasons.pop("") <= EXCEPTIONS_MAX
     assert not found, "\n".join(found)
 

@@ -1,7 +1,7 @@
 import json
 import time
 import uuid
-from datetime import UTC, date, datetime
+from datetime import UTC, date, datetime, timedelta
 from typing import Any
 
 import asyncpg
@@ -90,7 +90,7 @@ async def test_sealed_through_is_the_oldest_call_that_some_worker_still_holds(
         "UPDATE workers SET unshipped_since = $1 WHERE heartbeat_at = $2", unshipped, heartbeats[2]
     )
     report = await report_usage(owner, month=None, by="day")
-    assert report["sealed_through"] == (unshipped or heartbeats[1])
+    assert report["sealed_through"] == (unshipped or heartbeats[1] - timedelta(seconds=7.5))
 
 
 async def test_an_ended_worker_holds_the_seal_until_its_journal_is_recovered(

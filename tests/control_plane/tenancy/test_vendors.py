@@ -12,7 +12,9 @@ from control_plane.tenancy.vendors import (
     register_public_key,
     remove_vendor,
     rotate_vendor,
+    with_preset,
 )
+from gateway.vendors.presets import PLACEHOLDER_KEY, PRESETS
 from gateway.vendors.seal import keygen
 from gateway.vendors.vault import Vault, load_vendors
 
@@ -109,6 +111,65 @@ async def test_what_no_vendor_can_be_is_refused(
         await add_vendor(owner, vendor(**{"name": "openai", **changes}))
     assert refused.value.field == field
     assert "two words" not in str(refused.value)
+
+
+def said(name: str, **changes: Any) -> NewVendor:
+    return NewVendor(name=name, **{"kind": "", "base_url": "", "key": KEY, **changes})
+
+
+async def test_a_known_vendor_needs_no_more_than_its_name_and_key(
+    owner: asyncpg.Connection,
+) -> None:
+    for name, preset in PRESETS.items():
+        key = "" if preset.is_private else KEY
+        added = await add_vendor(owner, with_preset(said(name, key=key)))
+        assert (added["kind"], added["base_url"]) == (preset.kind, preset.base_url)
+    opened = {one.name: one for one in await load_vendors(owner, Vault([PAIR.private]))}
+    assert len(opened) == len(PRESETS)
+    assert {one.problem for one in opened.values()} == {None}
+    assert opened["ollama"].key == PLACEHOLDER_KEY.encode()
+    assert (opened["ollama"].is_private, opened["mistral"].is_private) == (True, False)
+    assert (opened["openai"].asks_usage, opened["mistral"].asks_usage) == (True, False)
+
+
+def test_what_is_said_of_a_vendor_goes_before_its_preset() -> None:
+    claimed = with_preset(said("groq"), usage_unasked=False)
+    assert (claimed.kind, claimed.usage_unasked) == ("openai", False)
+    work = with_preset(said("work", key=""), preset="ollama")
+    assert (work.base_url, work.is_private) == (PRESETS["ollama"].base_url, True)
+    renamed = with_preset(said("gpu", base_url="https://gpu.example.com/v1"), preset="mistral")
+    assert (renamed.base_url, renamed.usage_unasked) == ("https://gpu.example.com/v1", True)
+    other = with_preset(said("openai", kind="anthropic", base_url="https://claude.example.com"))
+    assert (other.kind, other.base_url) == ("anthropic", "https://claude.example.com")
+
+
+def test_at_an_address_of_its_own_a_known_name_tells_the_kind_alone() -> None:
+    elsewhere = with_preset(said("mistral", base_url="https://proxy.example.com/v1"))
+    assert (elsewhere.kind, elsewhere.usage_unasked) == ("openai", False)
+    with pytest.raises(BadArgument) as refused:
+        with_preset(said("ollama", base_url="http://10.0.0.1/v1", key=""))
+    assert refused.value.field == "key-file"
+
+
+@pytest.mark.parametrize(
+    ("field", "name", "preset", "changes"),
+    [
+        ("kind", "acme", None, {}),
+        ("kind", "acme", None, {"base_url": "https://acme.example.com"}),
+        ("base-url", "acme", None, {"kind": "openai"}),
+        ("base-url", "groq", None, {"kind": "anthropic"}),
+        ("base-url", "acme", "groq", {"kind": "anthropic"}),
+        ("key-file", "groq", None, {"key": ""}),
+        ("preset", "acme", "telex", {}),
+    ],
+)
+def test_what_neither_a_preset_nor_anyone_says_is_named(
+    field: str, name: str, preset: str | None, changes: dict[str, Any]
+) -> None:
+    with pytest.raises(BadArgument) as refused:
+        with_preset(said(name, **changes), preset=preset)
+    assert refused.value.field == field
+    assert refused.value.exit_code == 2
 
 
 async def test_the_operators_list_of_hosts_holds(owner: asyncpg.Connection) -> None:

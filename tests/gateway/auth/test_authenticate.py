@@ -336,6 +336,29 @@ async def test_an_answer_from_before_a_change_that_touches_it_is_looked_up_again
     assert gateway.authenticator.find_cached(TOKEN) is None
 
 
+async def test_a_change_before_the_waiting_call_has_heard_the_answer_counts(
+    gateway: Gateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The feed finds no call to cut then: it is registered only once it knows its caller."""
+    gateway.add()
+    remember = gateway.authenticator._remember
+
+    def then_revoked(*answer: Any) -> Any:
+        monkeypatch.undo()
+        remembered = remember(*answer)
+        asyncio.get_running_loop().call_soon(revoke)
+        return remembered
+
+    def revoke() -> None:
+        gateway.change("token", "t")
+        gateway.refuse(TOKEN, "revoked")
+
+    monkeypatch.setattr(gateway.authenticator, "_remember", then_revoked)
+    with pytest.raises(TokenRevoked):
+        await gateway.call()
+    assert len(gateway.lookups) == 2
+
+
 async def test_an_answer_from_before_a_change_to_others_holds(gateway: Gateway) -> None:
     caller = gateway.add()
     gateway.before_answer = [lambda: gateway.change("token", "another")]

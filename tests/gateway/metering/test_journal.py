@@ -277,6 +277,19 @@ async def test_a_close_that_no_disk_takes_is_shipped_from_memory(case: Case) -> 
     case.close(case.open())
 
 
+def test_a_row_in_memory_stays_there_for_the_database_that_replaced_the_one_it_went_to(
+    case: Case,
+) -> None:
+    call_id = case.open()
+    case.disk.fail_writes = 10**6
+    case.disk.room = 0
+    row = case.close(call_id)
+    under_way = case.journal.read_unshipped(rows_max=1, bytes_max=10**6)
+    case.journal.reship()
+    case.journal.shipped(under_way)
+    assert case.ship() == [row]
+
+
 @pytest.mark.parametrize("torn", [0, 1, 12, 40])
 def test_a_write_that_stops_halfway_ends_its_segment_only(case: Case, torn: int) -> None:
     first = case.open("block")

@@ -385,3 +385,28 @@ async def test_an_abandoned_journal_is_finished_even_where_finishing_it_broke_of
     assert await owner.fetchval("SELECT count(*) FROM usage_events") == 4
     journal.close()
     await check_books(owner)
+
+
+async def test_a_journal_that_cannot_be_read_does_not_keep_others_from_recovery(
+    tmp_path: Path, gateway_pool: asyncpg.Pool
+) -> None:
+    unreadable, readable = ids.new(), ids.new()
+    for worker_id in (unreadable, readable):
+        Journal.create(tmp_path, worker_id=worker_id, boot_id="boot").close()
+    (tmp_path / unreadable / "00000001.seg").mkdir()
+    ended: list[str] = []
+
+    async def settle(_ids: Sequence[str], _used: Sequence[int | None]) -> None:
+        pass
+
+    async def end_worker(worker_id: str) -> None:
+        ended.append(worker_id)
+
+    with pytest.raises(IsADirectoryError):
+        await Ledger(gateway_pool).recover(
+            orphans(tmp_path, boot_id="boot"), settle=settle, end_worker=end_worker
+        )
+    assert ended == [readable]
+    [left] = orphans(tmp_path, boot_id="boot")
+    assert left.worker_id == unreadable
+    left.release()

@@ -3,7 +3,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from tests.gateway.proxy.rig import Rig
+from tests.gateway.proxy.rig import DEADLINE_SECONDS, Rig
 
 
 @pytest.fixture
@@ -27,6 +27,10 @@ async def rig() -> AsyncIterator[Rig]:
         made.lane.abort_all()
         made.pool.close()
         await asyncio.gather(*made.lane.tasks, return_exceptions=True)
+        await made.vendor.ended()
+        async with asyncio.timeout(DEADLINE_SECONDS):
+            while made.lane.connections:  # noqa: ASYNC110 - the last ones say nothing
+                await asyncio.sleep(0)
     assert made.defects == []
     assert made.metrics.open == 0
     assert made.live.count == 0

@@ -45,12 +45,25 @@ class ScriptedVendor:
     heads: list[bytes] = field(default_factory=list)
     bodies: list[bytes] = field(default_factory=list)
     connections: int = 0
+    serving: set["asyncio.Task[None]"] = field(default_factory=set)
     closed: asyncio.Event = field(default_factory=asyncio.Event)
     asked: asyncio.Event = field(default_factory=asyncio.Event)
     port: int = 0
 
+    async def ended(self) -> None:
+        """Wait until no connection is served any more: none may be left to the collector."""
+        if self.serving:
+            _, still = await asyncio.wait(self.serving, timeout=DEADLINE_SECONDS)
+            for task in still:
+                task.cancel()
+            await asyncio.gather(*still, return_exceptions=True)
+
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.connections += 1
+        task = asyncio.current_task()
+        assert task is not None
+        self.serving.add(task)
+        task.add_done_callback(self.serving.discard)
         try:
             while True:
                 head = await reader.readuntil(b"\r\n\r\n")
@@ -72,6 +85,8 @@ class ScriptedVendor:
         finally:
             self.closed.set()
             writer.close()
+            with contextlib.suppress(ConnectionError):
+                await writer.wait_closed()
 
 
 class Authenticated:

@@ -152,6 +152,138 @@ async def test_usage_that_the_client_asked_for_stays(rig: Rig) -> None:
     assert json.loads(rig.vendor.bodies[0]) == body
 
 
+COHERE_STREAM = (
+    b'event: message-start\ndata: {"id":"1","type":"message-start"}\n\n'
+    b'event: content-delta\ndata: {"type":"content-delta","index":0}\n\n'
+    b'event: message-end\ndata: {"type":"message-end","delta":{"finish_reason":"COMPLETE","usage":'
+    b'{"billed_units":{"input_tokens":2},"tokens":{"input_tokens":90,"output_tokens":4}}}}\n\n'
+    b"data: [DONE]\n\n"
+)
+LINES_HEAD = (
+    b"HTTP/1.1 200 OK\r\nContent-Type: application/stream+json\r\n"
+    b"Transfer-Encoding: chunked\r\n\r\n"
+)
+LINES = (
+    b'{"is_finished":false,"event_type":"text-generation","text":"a"}\n'
+    b'{"is_finished":true,"event_type":"stream-end","finish_reason":"COMPLETE","response":'
+    b'{"meta":{"tokens":{"input_tokens":9,"output_tokens":4}}}}\n'
+)
+
+
+async def test_coheres_stream_passes_and_is_metered(rig: Rig) -> None:
+    rig.targets = [rig.target("cohere")]
+    rig.vendor.script = streams(COHERE_STREAM)
+    body = {"model": "command-a", "messages": [], "stream": True}
+    answer = await rig.ask("/v2/chat", body)
+    assert answer.body == COHERE_STREAM
+    assert json.loads(rig.vendor.bodies[0]) == body
+    assert rig.vendor.heads[0].startswith(b"POST /v2/chat HTTP/1.1\r\n")
+    assert b"authorization: Bearer " + KEY in rig.vendor.heads[0]
+    row = await rig.lines.row()
+    assert (row["client_format"], row["endpoint"], row["status"]) == (
+        "cohere", "chat.v2", "complete"
+    )  # fmt: skip
+    assert (row["input_tokens"], row["output_tokens"]) == (90, 4)
+
+
+async def test_a_revoked_stream_of_cohere_ends_with_an_error(rig: Rig) -> None:
+    rig.targets = [rig.target("cohere")]
+    rig.vendor.script = hangs
+    async with rig.client() as client:
+        client.send(rig.request("/v2/chat", {"model": "command-a", "stream": True}))
+        await client.until(b"{}}]}\n\n\r\n")
+        rig.live.cut("token", "token-1", TokenRevoked)
+        rest = await client.until(b"0\r\n\r\n")
+    assert b'event: message-end\ndata: {"type":"message-end"' in rest
+    assert b'"delta":{"error":"This gateway token was revoked.","finish_reason":"ERROR"}' in rest
+    assert (await rig.lines.row())["status"] == "revoked"
+
+
+@pytest.mark.parametrize(("sent", "status"), [(LINES, "complete"), (LINES[:70], "vendor_broke")])
+async def test_lines_of_json_are_a_stream_with_an_end(rig: Rig, sent: bytes, status: str) -> None:
+    async def lines(head: bytes, body: bytes, writer: asyncio.StreamWriter) -> None:
+        del head, body
+        writer.write(LINES_HEAD + chunk(sent) + b"0\r\n\r\n")
+
+    rig.targets = [rig.target("cohere")]
+    rig.vendor.script = lines
+    answer = await rig.ask("/v1/chat", {"message": "hi", "stream": True})
+    assert answer.body == sent
+    row = await rig.lines.row()
+    assert (row["status"], row["model_requested"]) == (status, None)
+    assert row["output_tokens"] == (4 if status == "complete" else None)
+
+
+async def test_a_refusal_of_ours_has_coheres_shape(rig: Rig) -> None:
+    rig.targets = [rig.target("cohere")]
+    for path, body in (("/v2/chat", {}), ("/v1/chat", {"conversation_id": "mine"})):
+        answer = await rig.ask(path, body)
+        assert answer.status in {400, 404}
+        error = json.loads(answer.body)
+        assert set(error) == {"id", "message"}
+        assert error["id"] == answer.headers["x-kaixu-call-id"]
+    rig.vendor.script = answers(plain(401, {"id": "1", "message": "Incorrect API key provided"}))
+    answer = await rig.ask("/v2/chat", {"model": "command-a", "messages": []})
+    assert (answer.status, answer.headers["x-kaixu-reason"]) == (502, "vendor_key")
+
+
+async def test_a_named_vendor_tells_whose_reranking_it_is(rig: Rig) -> None:
+    rig.targets = [rig.target("openai", path="/v1"), rig.target("cohere")]
+    meta = {"api_version": {"version": "1"}, "billed_units": {"search_units": 2}}
+    rig.vendor.script = answers(plain(200, {"id": "1", "results": [], "meta": meta}))
+    answer = await rig.ask("/cohere/v1/rerank", {"query": "q", "documents": ["d"]})
+    assert answer.status == 200
+    row = await rig.lines.row()
+    assert (row["endpoint"], row["searches"], row["input_tokens"]) == ("rerank.v1", 2, None)
+
+
+@pytest.mark.parametrize(("said", "stream"), [({}, True), ({"stream": False}, False)])
+async def test_ollama_streams_unless_it_is_told_not_to(
+    rig: Rig, said: dict[str, bool], *, stream: bool
+) -> None:
+    done = b'{"model":"m","done":true,"total_duration":1,"prompt_eval_count":3,"eval_count":4}\n'
+
+    async def lines(head: bytes, body: bytes, writer: asyncio.StreamWriter) -> None:
+        del head, body
+        kind = b"x-ndjson" if stream else b"json"
+        writer.write(LINES_HEAD.replace(b"stream+json", kind) + chunk(done) + b"0\r\n\r\n")
+
+    rig.targets = [rig.target("ollama")]
+    rig.vendor.script = lines
+    answer = await rig.ask("/api/chat", {"model": "m", "messages": [], **said})
+    assert answer.body == done
+    row = await rig.lines.row()
+    assert (row["endpoint"], row["stream"], row["status"]) == ("ollama.chat", stream, "complete")
+    assert (row["input_tokens"], row["output_tokens"]) == (3, 4)
+
+
+async def test_what_ollama_has_is_told_without_a_unit(rig: Rig) -> None:
+    rig.targets = [rig.target("ollama")]
+    listed = await rig.ask("/api/tags", method="GET")
+    assert json.loads(listed.body) == {"models": []}
+    rig.vendor.script = answers(plain(200, {"capabilities": ["completion"]}))
+    shown = await rig.ask("/api/show", {"model": "m"})
+    assert json.loads(shown.body) == {"capabilities": ["completion"]}
+    row = await rig.lines.row()
+    assert (row["endpoint"], row["counted"], row["usage_source"]) == ("ollama.show", False, "none")
+    refused = await rig.ask("/api/chat", {})
+    assert list(json.loads(refused.body)) == ["error"]
+
+
+async def test_fill_in_the_middle_goes_up_as_it_came(rig: Rig) -> None:
+    rig.targets[0] = rig.target("openai", path="/v1", asks_usage=True)
+    rig.vendor.script = streams(OPENAI_STREAM)
+    body = {"model": "codestral-latest", "prompt": "def f(", "suffix": "return x", "stream": True}
+    answer = await rig.ask("/v1/fim/completions", body)
+    assert answer.body == OPENAI_STREAM
+    assert json.loads(rig.vendor.bodies[0]) == body
+    assert rig.vendor.heads[0].startswith(b"POST /v1/fim/completions HTTP/1.1\r\n")
+    row = await rig.lines.row()
+    assert (row["endpoint"], row["counted"], row["usage_source"]) == (
+        "fim.completions", True, "vendor"
+    )  # fmt: skip
+
+
 async def test_completions_are_asked_for_usage_as_chat_is(rig: Rig) -> None:
     rig.targets[0] = rig.target("openai", path="/v1", asks_usage=True)
     text = b'data: {"choices":[{"index":0,"text":"a","finish_reason":"stop"}],"usage":null}\n\n'

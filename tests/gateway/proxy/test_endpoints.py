@@ -3,11 +3,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.errors import GatewayError, MethodNotAllowed, NoRoute, RequestInvalid
-from gateway.proxy.endpoints import Match, find, guess_wire
+from gateway.proxy.endpoints import Match, find, guess_wire, in_format
 
 Headers = list[tuple[bytes, bytes]]
 
 ANTHROPIC = [(b"anthropic-version", b"2023-06-01")]
+COHERE = [(b"x-fern-sdk-name", b"cohere-ai")]
 GOOGLE = [(b"x-goog-api-client", b"google-genai-sdk/3.4.0")]
 
 
@@ -28,6 +29,22 @@ def read(method: str, path: str, headers: Headers | None = None) -> Match:
         ("POST /v1/rerank", "rerank", "openai", None, None),
         ("POST /v1/images/generations", "images.generations", "openai", None, None),
         ("POST /v1/moderations", "moderations", "openai", None, None),
+        ("POST /v1/fim/completions", "fim.completions", "openai", None, None),
+        ("POST /mistral/v1/fim/completions", "fim.completions", "openai", "mistral", None),
+        ("POST /v1/contextualizedembeddings", "embeddings.contextualized", "openai", None, None),
+        ("POST /v1/multimodalembeddings", "embeddings.multimodal", "openai", None, None),
+        ("POST /v2/chat", "chat.v2", "cohere", None, None),
+        ("POST /v2/embed", "embed.v2", "cohere", None, None),
+        ("POST /v2/rerank", "rerank.v2", "cohere", None, None),
+        ("POST /v1/chat", "chat.v1", "cohere", None, None),
+        ("POST /v1/embed", "embed.v1", "cohere", None, None),
+        ("POST /command/v2/chat", "chat.v2", "cohere", "command", None),
+        ("POST /api/chat", "ollama.chat", "ollama", None, None),
+        ("POST /api/generate", "ollama.generate", "ollama", None, None),
+        ("POST /api/embed", "ollama.embed", "ollama", None, None),
+        ("POST /api/show", "ollama.show", "ollama", None, None),
+        ("POST /gpu/api/chat", "ollama.chat", "ollama", "gpu", None),
+        ("GET /api/tags", "models.list", "ollama", None, None),
         ("POST /v1/messages", "messages", "anthropic", None, None),
         ("POST /v1/messages/count_tokens", "messages.count_tokens", "anthropic", None, None),
         ("POST /groq/v1/chat/completions", "chat.completions", "openai", "groq", None),
@@ -82,6 +99,20 @@ def test_gemini_names_model_and_verb_in_the_path(
     assert (match.model_in_path, match.path) == (model, path)
 
 
+def test_a_path_of_two_formats_is_told_by_who_asks_or_by_the_vendor() -> None:
+    match = read("POST", "/v1/rerank")
+    assert (match.endpoint.name, match.endpoint.wire.name) == ("rerank", "openai")
+    assert not match.endpoint.has_default_model
+    by_client = read("POST", "/v1/rerank", COHERE)
+    assert (by_client.endpoint.name, by_client.endpoint.wire.name) == ("rerank.v1", "cohere")
+    named = read("POST", "/command/v1/rerank")
+    assert named.endpoint.wire.name == "openai"
+    assert in_format(named, "cohere").endpoint is by_client.endpoint
+    assert in_format(named, "openai") == named
+    chat = read("POST", "/v1/chat/completions", COHERE)
+    assert in_format(chat, "cohere") == chat
+
+
 def test_an_alias_takes_the_place_of_the_model_in_the_path() -> None:
     match = read("POST", "/g/v1beta/models/fast:generateContent")
     assert match.path_for("gemini-2.5-pro") == "/v1beta/models/gemini-2.5-pro:generateContent"
@@ -95,6 +126,8 @@ def test_an_alias_takes_the_place_of_the_model_in_the_path() -> None:
         ("/v1/models", ANTHROPIC, "anthropic"),
         ("/v1/models/claude", ANTHROPIC, "anthropic"),
         ("/v1/models", GOOGLE, "gemini"),
+        ("/v1/models", COHERE, "cohere"),
+        ("/v1/models", [(b"x-fern-sdk-name", b"elevenlabs")], "openai"),
         ("/v1/models", [(b"x-goog-api-key", b"kxg_")], "openai"),
         ("/v1beta/models", ANTHROPIC, "gemini"),
     ],
@@ -109,7 +142,6 @@ def test_headers_tell_the_shape_of_a_model_list(path: str, headers: Headers, wir
         "/",
         "/v1",
         "/v1/",
-        "/v1/chat",
         "/v1/chat/completions/",
         "/v1/chat/completions/x",
         "/v1/files",
@@ -128,7 +160,16 @@ def test_headers_tell_the_shape_of_a_model_list(path: str, headers: Headers, wir
         "/v1/models/",
         "/api/v1/chat/completions",
         "/model/x/invoke",
-        "/v2/chat",
+        "/v2/chat/completions",
+        "/api",
+        "/api/pull",
+        "/api/delete",
+        "/gpu/api/create",
+        "/api/models/x",
+        "/v2/models",
+        "/v1/chat/",
+        "/v1/fim",
+        "/command/v2/",
         "/openai/deployments/gpt/chat/completions",
         "/Groq/v1/chat/completions",
         "/groq/groq/v1/chat/completions",
@@ -210,6 +251,13 @@ def test_a_wrong_method_is_told_the_right_ones(line: str, allow: str) -> None:
         ("/google/v1beta/files", [], "gemini"),
         ("/v1/models/x:generateContent", [], "gemini"),
         ("/v1/nothing", GOOGLE, "gemini"),
+        ("/v1/nothing", COHERE, "cohere"),
+        ("/v2/nothing", [], "cohere"),
+        ("/command/v1/chat", [], "cohere"),
+        ("/command/v2/embed", [], "cohere"),
+        ("/v1/chat/completions", [], "openai"),
+        ("/api/nothing", [], "ollama"),
+        ("/gpu/api/chat", [], "ollama"),
         ("/", [], "openai"),
     ],
 )

@@ -82,6 +82,9 @@ async def house() -> AsyncIterator[House]:
         server.close()
         opened.lane.abort_all()
         await asyncio.gather(*opened.lane.tasks, return_exceptions=True)
+        async with asyncio.timeout(DEADLINE_SECONDS):
+            while opened.lane.connections:  # noqa: ASYNC110 - the last ones say nothing
+                await asyncio.sleep(0)
 
 
 @asynccontextmanager

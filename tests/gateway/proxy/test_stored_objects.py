@@ -21,6 +21,7 @@ def check(document: object, *, has_items: bool = True) -> None:
     [
         {"previous_response_id": "resp_1"},
         {"conversation": "conv_1"},
+        {"conversation_id": "any name at all"},
         {"conversation": {"id": "conv_1"}},
         {"prompt": {"id": "pmpt_1", "version": "2"}},
         {"prompt_cache_options": {"comparison_response_id": "resp_1"}},
