@@ -24,7 +24,7 @@ FIRST_BYTE_SECONDS_MAX: Final = 600.0  # reasoning models think for minutes
 IDLE_SECONDS_MAX: Final = 600.0  # between two reads from a vendor
 STREAM_TOTAL_SECONDS_MAX: Final = 24 * 3600.0  # no stream outlives it
 
-PIPELINED_REQUESTS_MAX: Final = 32  # waiting on one connection; reading pauses beyond
+PIPELINED_REQUESTS_MAX: Final = 32  # waiting on one connection; one more is a 400
 WRITE_BUFFER_BYTES_MAX: Final = 64 * 1024  # per stream, then reading from the vendor pauses
 CONNECTIONS_PER_WORKER_MAX: Final = 16_384
 CONNECTIONS_PER_ADDRESS_MAX: Final = 1_024  # office NATs; loopback exempt unless set

@@ -184,6 +184,7 @@ async def test_nothing_is_begun_on_a_connection_that_is_being_closed(
         client.send(refused[:-5])
         await client.until(b"\r\n\r\n")
         client.send(refused[-5:] + rig.request("/v1/models", method="GET"))
-        with pytest.raises(asyncio.IncompleteReadError):
-            await client.until(b"HTTP/1.1 200")
+        async with asyncio.timeout(DEADLINE_SECONDS):
+            while rig.lane.connections:  # noqa: ASYNC110 - the last one says nothing
+                await asyncio.sleep(0)
     assert started == [PATH]
