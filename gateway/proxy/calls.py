@@ -27,8 +27,8 @@ from gateway.proxy import body as bodies
 from gateway.proxy.call_record import CallRecord, RecordKeeper, Status, header_text
 from gateway.proxy.endpoints import Endpoint, Match, find, guess_wire, in_format
 from gateway.proxy.error_responses import error_response
+from gateway.proxy.exchange import Exchange
 from gateway.proxy.headers import upstream_headers, upstream_query
-from gateway.proxy.lane import Exchange
 from gateway.proxy.live_calls import LiveCalls
 from gateway.proxy.model_list import ModelDirectory
 from gateway.proxy.relay import Outcome, Relay, RelayTimes

@@ -27,8 +27,8 @@ from gateway.metering.usage import Usage
 from gateway.proxy.call_record import CallRecord, Status, header_text
 from gateway.proxy.endpoints import Endpoint
 from gateway.proxy.error_responses import mask_key, stream_error
+from gateway.proxy.exchange import Exchange, Headers
 from gateway.proxy.headers import downstream_headers
-from gateway.proxy.lane import Exchange, Headers
 from gateway.proxy.routing import Target
 from gateway.proxy.upstream import UpstreamConnection
 

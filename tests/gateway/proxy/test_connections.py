@@ -8,7 +8,9 @@ from typing import Any
 import pytest
 
 from gateway.errors import MonthlyLimitReached, TokenRevoked
-from gateway.proxy.lane import BodyBudget, ClientConnection, Exchange
+from gateway.proxy.body_budget import BodyBudget
+from gateway.proxy.exchange import Exchange
+from gateway.proxy.lane import ClientConnection
 from gateway.proxy.relay import Relay
 from tests.gateway.proxy.rig import DEADLINE_SECONDS, Rig
 from tests.gateway.proxy.test_calls import CHAT, answers, hangs, plain

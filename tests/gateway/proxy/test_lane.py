@@ -14,7 +14,9 @@ from gateway.limits import (
     REQUEST_HEAD_SECONDS_MAX,
     REQUEST_HEADERS_MAX,
 )
-from gateway.proxy.lane import BodyBudget, Exchange, Lane, is_loopback
+from gateway.proxy.body_budget import BodyBudget
+from gateway.proxy.exchange import Exchange
+from gateway.proxy.lane import Lane, is_loopback
 
 DEADLINE_SECONDS = 5.0
 

@@ -1,0 +1,280 @@
+"""One request of a client and its answer, as whoever answers it sees them.
+
+The lane makes an exchange when a request's head is whole. Its body is held here, within the budget;
+the answer is framed here, as the client's version of HTTP takes it, and written by plain calls.
+"""
+
+import asyncio
+from typing import Final, Protocol
+
+from gateway.errors import BodyBudgetSpent, BodyTooLarge, GatewayError
+from gateway.limits import REQUEST_BODY_BYTES_MAX
+from gateway.proxy.body_budget import BodyBudget
+
+Headers = list[tuple[bytes, bytes]]
+
+_CORS_PREFIX: Final = b"access-control-"
+_CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
+
+
+class Sink(Protocol):
+    """Who hears of the client while an answer is under way."""
+
+    def on_client_gone(self) -> None:
+        """The client closed the connection, or it broke."""
+
+    def on_client_behind(self) -> None:
+        """The client reads too slowly: send no more for now."""
+
+    def on_client_ready(self) -> None:
+        """The client has caught up."""
+
+
+class Connection(Protocol):
+    """What an exchange asks of the connection that it is on."""
+
+    address: str
+    body_holders: tuple[str, ...]
+    budget: BodyBudget
+
+    @property
+    def draining(self) -> bool:
+        """Whether this connection ends with the present answer."""
+        ...
+
+    @property
+    def is_behind(self) -> bool:
+        """Whether more waits for the client than may."""
+        ...
+
+    def unsent_bytes(self) -> int:
+        """Return how many bytes wait for the client."""
+        ...
+
+    def write(self, data: bytes) -> None:
+        """Write, if the client is still there."""
+
+    def on_answered(self, exchange: "Exchange") -> None:
+        """Go on with the next request, or close."""
+
+    def abort(self) -> None:
+        """Break the connection."""
+
+
+class Exchange:
+    """One request of a client, and its answer."""
+
+    __slots__ = (
+        "_body",
+        "_body_waiter",
+        "_charged",
+        "_chunked",
+        "_connection",
+        "_holders",
+        "_out",
+        "answered",
+        "body_error",
+        "body_whole",
+        "cors_origin",
+        "expects_continue",
+        "headers",
+        "is_head",
+        "is_http10",
+        "keep_alive",
+        "method",
+        "path",
+        "query",
+        "sink",
+        "started",
+        "task",
+        "upgrade",
+    )
+
+    def __init__(
+        self, connection: Connection, *, method: bytes, target: bytes, headers: Headers
+    ) -> None:
+        """Header names are in lower case; `path` and `query` are as sent, without the '?'."""
+        self._connection = connection
+        self.method = method
+        path, _, self.query = target.partition(b"?")
+        self.path = path.decode("ascii")
+        self.headers = headers
+        self.is_head = method == b"HEAD"
+        self.is_http10 = False
+        self.keep_alive = True
+        self.upgrade = False
+        self.expects_continue = False
+        self.cors_origin: bytes | None = None  # whose pages may read the answer
+        self.sink: Sink | None = None
+        self.task: asyncio.Task[None] | None = None
+        self.started = False  # some of the answer was written
+        self.answered = False
+        self.body_whole = False
+        self.body_error: GatewayError | None = None
+        self._body = bytearray()
+        self._body_waiter: asyncio.Future[None] | None = None
+        self._charged = 0
+        self._holders: tuple[str, ...] = connection.body_holders
+        self._chunked = False
+        self._out: list[bytes] = []
+
+    @property
+    def address(self) -> str:
+        """The client's IP address."""
+        return self._connection.address
+
+    # the request's body
+
+    async def read_body(self, *, org_id: str) -> bytes:
+        """Return the whole body, once; its bytes are charged to the org too from now on.
+
+        Raises BodyTooLarge, BodyBudgetSpent, RequestTooSlow.
+        """
+        self._charge_org("org:" + org_id)
+        if not self.body_whole and self.body_error is None:
+            if self.expects_continue:
+                self._connection.write(_CONTINUE)
+            self._body_waiter = asyncio.get_running_loop().create_future()
+            await self._body_waiter
+        if self.body_error is not None:
+            raise self.body_error
+        body, self._body = bytes(self._body), bytearray()
+        return body
+
+    def _charge_org(self, holder: str) -> None:
+        budget = self._connection.budget
+        if self._charged:
+            budget.share(self._charged, holder)
+        self._holders = (*self._holders, holder)
+
+    def feed_body(self, data: bytes) -> None:
+        """Take in a piece of the body. Past an error or the answer it is read and dropped."""
+        if self.body_error is not None or self.answered:
+            return
+        size = len(data)
+        if len(self._body) + size > REQUEST_BODY_BYTES_MAX:
+            self.fail_body(BodyTooLarge())
+            return
+        try:
+            self._connection.budget.take(size, self._holders)
+        except BodyBudgetSpent as error:
+            self.fail_body(error)
+            return
+        self._charged += size
+        self._body += data
+
+    def end_body(self) -> None:
+        """The body is whole."""
+        self.body_whole = True
+        self._wake()
+
+    def fail_body(self, error: GatewayError) -> None:
+        """The body won't be read: `read_body` raises."""
+        self.body_error = error
+        self._wake()
+
+    def _wake(self) -> None:
+        if self._body_waiter is not None and not self._body_waiter.done():
+            self._body_waiter.set_result(None)
+
+    def release_body(self) -> None:
+        """Forget the body and give its bytes back."""
+        if self._charged:
+            self._connection.budget.give_back(self._charged, self._holders)
+            self._charged = 0
+            self._body = bytearray()
+
+    # the answer
+
+    @property
+    def is_behind(self) -> bool:
+        """Whether the client is too slow already, with the answer before this one."""
+        return self._connection.is_behind
+
+    @property
+    def can_take_bytes_of_ours(self) -> bool:
+        """Whether bytes of the gateway's own can follow: a chunked body, all written so far."""
+        return self._chunked and not self._connection.unsent_bytes()
+
+    def respond(self, answer: bytes, *, close: bool = False) -> None:
+        """Write a whole answer, head and body."""
+        if self.answered:
+            return
+        if close or not self.body_whole:
+            self.keep_alive = False
+        self.started = True
+        if self.cors_origin is not None:
+            first, _, rest = answer.partition(b"\r\n")
+            answer = b"%b\r\n%b%b" % (first, _cors_lines(self.cors_origin), rest)
+        self._out.append(answer)
+        self.finish_written()
+
+    def begin(
+        self, status: int, reason: bytes, headers: Headers, *, length: int | None, no_body: bool
+    ) -> None:
+        """Begin an answer: its head, framed as the client's version of HTTP takes it.
+
+        `length` is the body's in bytes, None where it is not known; `no_body`: 204, 304, HEAD.
+        """
+        self.started = True
+        head = [b"HTTP/1.1 %d %b\r\n" % (status, reason)]
+        if self.cors_origin is not None:  # a second opinion on it would make browsers refuse
+            headers = [one for one in headers if not one[0].startswith(_CORS_PREFIX)]
+        head += [b"%b: %b\r\n" % header for header in headers]
+        if self.cors_origin is not None:
+            head.append(_cors_lines(self.cors_origin))
+        if length is not None:
+            head.append(b"content-length: %d\r\n" % length)
+        elif not no_body:
+            if self.is_http10:
+                self.keep_alive = False
+            else:
+                self._chunked = True
+                head.append(b"transfer-encoding: chunked\r\n")
+        if not self.keep_alive or not self.body_whole or self._connection.draining:
+            self.keep_alive = False
+            head.append(b"connection: close\r\n")
+        head.append(b"\r\n")
+        self._out.append(b"".join(head))
+
+    def send(self, data: bytes) -> None:
+        """Add a piece of the body to what `flush` writes."""
+        if self._chunked:
+            self._out.append(b"%x\r\n%b\r\n" % (len(data), data))
+        else:
+            self._out.append(data)
+
+    def flush(self) -> None:
+        """Write what was added."""
+        if self._out:
+            out = self._out
+            self._connection.write(out[0] if len(out) == 1 else b"".join(out))
+            out.clear()
+
+    def finish(self) -> None:
+        """End the answer, cleanly."""
+        if self._chunked:
+            self._out.append(b"0\r\n\r\n")
+        self.finish_written()
+
+    def finish_written(self) -> None:
+        """Write what was added and let the connection go on."""
+        self.flush()
+        self.answered = True
+        self.release_body()
+        self._connection.on_answered(self)
+
+    def abort(self) -> None:
+        """Break the connection: the client must not take what it got for the whole."""
+        self.answered = True
+        self._out.clear()
+        self.release_body()
+        self._connection.abort()
+
+
+def _cors_lines(origin: bytes) -> bytes:
+    """Return the headers that let a page of this origin read an answer."""
+    return (
+        b"access-control-allow-origin: %b\r\naccess-control-expose-headers: *\r\nvary: origin\r\n"
+        % origin
+    )
