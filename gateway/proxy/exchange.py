@@ -87,7 +87,6 @@ class Exchange:
         "sink",
         "started",
         "task",
-        "upgrade",
     )
 
     def __init__(
@@ -102,7 +101,6 @@ class Exchange:
         self.is_head = method == b"HEAD"
         self.is_http10 = False
         self.keep_alive = True
-        self.upgrade = False
         self.expects_continue = False
         self.cors_origin: bytes | None = None  # whose pages may read the answer
         self.sink: Sink | None = None
