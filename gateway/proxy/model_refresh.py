@@ -98,5 +98,4 @@ class ModelRefresh:
         try:
             return await answer.done
         finally:
-            if not connection.is_idle:
-                connection.abort()
+            connection.give_up(answer)

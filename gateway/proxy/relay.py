@@ -384,7 +384,7 @@ class Relay:
     def _abort_vendor(self) -> None:
         connection, self.connection = self.connection, None
         if connection is not None:
-            connection.abort()
+            connection.give_up(self)
 
     def _done(self, outcome: Outcome) -> None:
         if self._timer is not None:

@@ -116,11 +116,6 @@ class UpstreamConnection(asyncio.Protocol):
         """Whether a request could be sent."""
         return self.transport is not None and not self.transport.is_closing()
 
-    @property
-    def is_idle(self) -> bool:
-        """Whether no answer is awaited."""
-        return self._reply is None
-
     def send(self, reply: Reply, data: bytes, body: bytes) -> None:
         """Write a request in one go; `reply` hears of the answer from now on."""
         assert self._reply is None
@@ -146,8 +141,16 @@ class UpstreamConnection(asyncio.Protocol):
         if self.is_open and self._reply is None:
             self._release(self)
 
+    def give_up(self, reply: Reply) -> None:
+        """Close at once, and tell this reply nothing more.
+
+        After the reply's end this does nothing: the connection may be another call's by then.
+        """
+        if self._reply is reply:
+            self.abort()
+
     def abort(self) -> None:
-        """Give the request up: closes at once, nothing more is told to the reply."""
+        """Close an idle connection, or one whose reply is to hear nothing more."""
         self._reply = None
         if self.transport is not None:
             self.transport.abort()
