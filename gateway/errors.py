@@ -106,6 +106,22 @@ class MonthlyLimitReached(GatewayError):
     message = "The monthly call limit is reached."
 
 
+class RateWindowReached(GatewayError):
+    """A full window. `headers` carry retry-after, x-kaixu-limit, -remaining and -reset."""
+
+    status = 429
+    reason = "rate_window"
+    message = "Too many calls began within the window. Wait as long as retry-after says."
+
+
+class ConcurrencyReached(GatewayError):
+    """As many calls are open as may be. `headers` carry retry-after and x-kaixu-limit."""
+
+    status = 429
+    reason = "concurrency"
+    message = "Too many calls are open. Wait until one has ended."
+
+
 class BodyInvalid(GatewayError):
     status = 400
     reason = "body_invalid"

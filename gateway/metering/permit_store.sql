@@ -1,0 +1,20 @@
+-- Permits, as workers exchange them.
+
+-- name: exchange_permits
+-- Tell what was used and is held, take what is granted; one row for each kind and subject.
+SELECT kind, subject, granted, outstanding, wait_seconds
+FROM exchange_permits(
+    worker_id => $1::uuid,
+    kinds => $2::text[],
+    subjects => $3::text[],
+    limits => $4::integer[],
+    windows => $5::float8[],
+    helds => $6::integer[],
+    useds => $7::integer[],
+    wants => $8::integer[],
+    may_recall => $9::boolean
+)
+
+-- name: prune_permits
+-- Delete what is in no window any more.
+SELECT prune_permits()
