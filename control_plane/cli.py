@@ -36,6 +36,13 @@ from control_plane.settings import (
     read_secret_file,
 )
 from control_plane.tenancy.aliases import list_aliases, remove_alias, set_alias
+from control_plane.tenancy.limits import (
+    list_limits,
+    parse_changes,
+    parse_concurrency,
+    parse_rate,
+    set_limits,
+)
 from control_plane.tenancy.tokens import (
     NewToken,
     check_new_token,
@@ -61,6 +68,7 @@ PORT_MAX: Final = 65_535
 WORKERS_MAX: Final = 256
 EXIT_INTERRUPTED: Final = 130  # as shells say it
 
+LIMIT_COLUMNS: Final = ("kind", "subject_id", "limit", "rate", "concurrency")
 PORT: Final = click.IntRange(0, PORT_MAX)
 # What the gateway never needs, and so never sees.
 OWNERS_SETTINGS: Final = ("KAIXU_DATABASE_URL", "KAIXU_DATABASE_URL_FILE", "KAIXU_GATE_TOKEN")
@@ -106,6 +114,11 @@ def alias() -> None:
 @kaixu.group()
 def token() -> None:
     """Tokens that clients call with."""
+
+
+@kaixu.group()
+def limit() -> None:
+    """Limits on tokens, users, workspaces and the org."""
 
 
 @kaixu.group()
@@ -290,6 +303,8 @@ def alias_remove(*, place: DatabasePlace, as_json: bool, name: str) -> None:
 @command(token, "create")
 @click.option("--name", default="", help="What people call it.")
 @click.option("--limit", type=int, help="Calls a month.")
+@click.option("--rate", help="Calls that may begin within a sliding window, as in 60/1m.")
+@click.option("--concurrency", help="Calls that may be open at once.")
 @click.option("--expires", default="30d", show_default=True, help="As 90s, 15m, 12h or 30d.")
 @click.option("--models", help="Globs of the models that it may use, with commas between.")
 @click.option("--scope", default="calls", show_default=True, help="calls, usage:read, or both.")
@@ -299,6 +314,8 @@ def token_create(
     as_json: bool,
     name: str,
     limit: int | None,
+    rate: str | None,
+    concurrency: str | None,
     expires: str,
     models: str | None,
     scope: str,
@@ -309,6 +326,10 @@ def token_create(
         name=name,
         life=parse_token_life(expires, field="expires"),
         limit=limit,
+        rate=None if rate is None else parse_rate(rate, field="rate"),
+        concurrency=(
+            None if concurrency is None else parse_concurrency(concurrency, field="concurrency")
+        ),
         models=parse_list(models, field="models"),
         scopes=sorted(set(parse_list(scope, field="scope") or ())),
     )
@@ -368,6 +389,36 @@ def vault_keygen(*, place: DatabasePlace, as_json: bool, out: Path | None) -> No
         raise BadArgument(f"{out} can't be written: {error.strerror}.", field="out") from error
     text = f"{out} has the private key; the public key is {pair.public}."
     _print({"path": str(out), "public_key": pair.public}, as_json, text)
+
+
+# ------------------------------------------------------------------------------------------- limits
+
+
+@command(limit, "set")
+@click.argument("subject")
+@click.option("--limit", "calls_a_month", help="Calls a month, or none.")
+@click.option("--rate", help="Calls within a sliding window, as in 60/1m, or none.")
+@click.option("--concurrency", help="Calls that may be open at once, or none.")
+def limit_set(
+    *,
+    place: DatabasePlace,
+    as_json: bool,
+    subject: str,
+    calls_a_month: str | None,
+    rate: str | None,
+    concurrency: str | None,
+) -> None:
+    """Change limits of token:ID, user:ID, workspace:ID or org; they hold at once."""
+    changes = parse_changes(calls_a_month=calls_a_month, rate=rate, concurrency=concurrency)
+    row = _run(place, lambda connection: set_limits(connection, subject, changes))
+    _print(row, as_json, output.table([row], LIMIT_COLUMNS, empty=""))
+
+
+@command(limit, "list")
+def limit_list(*, place: DatabasePlace, as_json: bool) -> None:
+    """List who has limits, and which."""
+    rows = _run(place, list_limits)
+    _print(rows, as_json, output.table(rows, LIMIT_COLUMNS, empty="There is no limit."))
 
 
 # -------------------------------------------------------------------------------------------- usage

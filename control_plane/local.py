@@ -66,6 +66,7 @@ SIMULATOR_PATHS: Final[Mapping[str, str]] = {"openai": "/v1", "anthropic": "", "
 # Settings of the gateway's own that pass through.
 GATEWAY_SETTINGS: Final = (
     "KAIXU_CONNECTIONS_PER_ADDRESS",
+    "KAIXU_RATE_PER_ADDRESS",
     "KAIXU_CONNECTIONS_PER_WORKER",
     "KAIXU_CORS_ORIGINS",
     "KAIXU_DRAIN_TIMEOUT",

@@ -38,7 +38,10 @@ from gateway.metering.journal import Journal
 from gateway.metering.journal_files import read_boot_id
 from gateway.metering.journal_recovery import Findings, orphans
 from gateway.metering.ledger import Housekeeping, Ledger, LedgerAway, LedgerEvents
+from gateway.metering.permit_store import PermitStore
+from gateway.metering.permits import Permits
 from gateway.metrics import Metrics
+from gateway.proxy.address_window import AddressWindow
 from gateway.proxy.call_record import RecordKeeper
 from gateway.proxy.calls import Calls
 from gateway.proxy.lane import Lane
@@ -66,6 +69,7 @@ POOL_SWEEP_TICKS: Final = 5
 RECOVERY_SECONDS: Final = 5.0
 MODELS_SECONDS: Final = 300.0
 PRUNE_SECONDS: Final = 3600.0
+PERMITS_PRUNE_SECONDS: Final = 60.0  # one row for each address and slot, at the most
 
 READY_WAIT_SECONDS_MAX: Final = 2.0  # connections wait so long for a new worker, then get a 503
 LISTENER_LINGER_SECONDS: Final = 0.1  # who has connected when the drain begins is accepted still
@@ -139,6 +143,10 @@ class Worker:
             new_id=ids.new,
             now=loop.time,
         )
+        self._permit_store = PermitStore(pool)
+        self._permits = Permits(
+            store=self._permit_store, worker_id=self._id, clock=clock, now=loop.time
+        )
         self._live = LiveCalls(
             on_cut_failed=lambda error: self._log.error("cut failed", error=error)
         )
@@ -153,7 +161,7 @@ class Worker:
             clock=clock,
             on_changes=self._on_changes,
             on_reset=self._on_reset,
-            on_recall=self._allowances.recall,
+            on_recall=self._on_recall,
             on_stale_streams=self._on_stale_streams,
             unshipped_since=self._journal.unshipped_since,
             on_lag=self._metrics.revocation_held,
@@ -181,6 +189,7 @@ class Worker:
         self._refusals = RefusalLog(pool, worker_id=self._id, now=time.time)
         self._calls = Calls(
             authenticator=self._authenticator,
+            permits=self._permits,
             allowances=self._allowances,
             records=RecordKeeper(
                 log=self._journal,
@@ -206,6 +215,7 @@ class Worker:
             ),
             loop=loop,
             cors_origins=settings.cors_origins,
+            address_window=_address_window(settings),
         )
         self._lane = Lane(
             self._calls.handle,
@@ -237,6 +247,7 @@ class Worker:
             journal = tasks.create_task(self._journal.run())
             ledger = tasks.create_task(self._ledger.run(self._journal))
             allowances = tasks.create_task(self._allowances.run())
+            permits = tasks.create_task(self._permits.run())
             others = [
                 tasks.create_task(loop)
                 for loop in (
@@ -246,6 +257,7 @@ class Worker:
                     self._ledger.run_housekeeping(),
                     self._refusals.run(),
                     self._every(PRUNE_SECONDS, self._refusals.prune),
+                    self._every(PERMITS_PRUNE_SECONDS, self._prune_permits),
                     self._tick(),
                     self._tell_state(),
                 )
@@ -255,7 +267,8 @@ class Worker:
             await self._finish_calls()
             await _end(others)
             await self._authenticator.close()
-            await _end([allowances])
+            await _end([allowances, permits])
+            await self._permits.close()
             await self._allowances.close()
             await _end([ledger])
             await self._ship_rest()
@@ -387,7 +400,13 @@ class Worker:
                 elif change.effect == "limit":
                     self._allowances.forget_spent(change.kind, change.subject_id)
                     self._allowances.recall(change.kind, change.subject_id)
+                    self._permits.limit_changed(change.kind, change.subject_id)
         return cuts
+
+    def _on_recall(self, kind: str, subject: str) -> None:
+        """Hand units of a month back, or permits: their kinds differ."""
+        self._allowances.recall(kind, subject)
+        self._permits.recall(kind, subject)
 
     async def _on_reset(self) -> None:
         """Start over: the database is not the one it was, and may have lost what it had."""
@@ -487,6 +506,10 @@ class Worker:
                 self._log.warning("recovery put off", problem=f"{type(error).__name__}: {error}")
             await asyncio.sleep(RECOVERY_SECONDS)
 
+    async def _prune_permits(self) -> None:
+        with contextlib.suppress(DatabaseAway):  # a minute later will do
+            await self._permit_store.prune()
+
     async def _every(self, seconds: float, act: Callable[[], Awaitable[Any]]) -> None:
         while True:
             await asyncio.sleep(seconds)
@@ -554,6 +577,11 @@ def _guarded(
         guards[origin.allow_private].check_peer(address)
 
     return resolve, check_peer
+
+
+def _address_window(settings: Settings) -> AddressWindow | None:
+    rate = settings.rate_per_address
+    return None if rate is None else AddressWindow(calls=rate[0], window_seconds=rate[1])
 
 
 def _tls() -> ssl.SSLContext:

@@ -30,6 +30,8 @@ OFFLINE_STREAM_GRACE_SECONDS: Final = 300.0
 DRAIN_SECONDS: Final = 120.0
 DRAIN_SECONDS_MAX: Final = 3600.0
 JOURNAL_KEEP_BYTES: Final = 1024**3  # a worker; what was shipped, kept for a failover
+RATE_CALLS_MAX: Final = 2**31 - 1
+RATE_SECONDS_MAX: Final = 86_400.0
 SECRET_FILE_BYTES_MAX: Final = 64 * 1024
 VAULT_KEYS_MAX: Final = 2  # the current one, and the previous one while keys rotate
 
@@ -93,6 +95,7 @@ class Settings:
     idle_seconds: float
     connections_per_worker: int
     connections_per_address: int | None  # None: the default, of which loopback is exempt
+    rate_per_address: tuple[int, int] | None  # calls, and within how many seconds
     cors_origins: tuple[str, ...]
     vendor_hosts: frozenset[str] | None  # `host` or `host:port`; None: any
     vault_keys: tuple[str, ...] = field(repr=False)  # the current one first
@@ -169,6 +172,7 @@ class Settings:
                 _whole(1, CONNECTIONS_PER_WORKER_MAX),
                 default=None,
             ),
+            rate_per_address=env.value("KAIXU_RATE_PER_ADDRESS", _rate, default=None),
             cors_origins=env.value("KAIXU_CORS_ORIGINS", _list_of(_origin), default=()),
             vendor_hosts=env.value("KAIXU_VENDOR_HOSTS", _hosts, default=None),
             vault_keys=env.secret("KAIXU_VAULT_KEY", _vault_keys, default=()),
@@ -293,6 +297,13 @@ def _duration(least: float, most: float) -> Callable[[str], float]:
         return seconds
 
     return parse
+
+
+def _rate(text: str) -> tuple[int, int]:
+    number, slash, window = text.partition("/")
+    if not slash:
+        raise _Unusable("It is not a rate.", fix="Give calls and a window: 600/1m.")
+    return _whole(1, RATE_CALLS_MAX)(number), int(_duration(1, RATE_SECONDS_MAX)(window))
 
 
 def _size(least: int, most: int) -> Callable[[str], int]:

@@ -17,12 +17,12 @@ import asyncpg
 
 from control_plane.errors import BadArgument, NotFound, Refused
 from control_plane.settings import TOKEN_LIFE_MAX
+from control_plane.tenancy.limits import LIMIT_MAX, Change, Rate, set_limits
 from gateway.auth.token import digest, hint, is_well_formed
 from gateway.ids import IdMaker
 from gateway.sql import load_queries
 
 SCOPES: Final = ("calls", "usage:read")
-LIMIT_MAX: Final = 2**53 - 1  # exact in every JSON reader
 NAME_CHARS_MAX: Final = 200
 MODELS_MAX: Final = 100
 MODEL_CHARS_MAX: Final = 256
@@ -34,7 +34,6 @@ LEASE_DEFAULT: Final = timedelta(seconds=15)  # of workers that the database may
 
 _QUERIES: Final = load_queries(__package__, "tokens.sql")
 _CREATE = _QUERIES["create"]
-_SET_LIMIT = _QUERIES["set_limit"]
 _RENEW = _QUERIES["renew"]
 _ANY_EXISTS = _QUERIES["any_exists"]
 _LIST = _QUERIES["list"]
@@ -53,6 +52,8 @@ class NewToken:
     life: timedelta
     name: str = ""
     limit: int | None = None  # calls a month; None: as many as it likes
+    rate: Rate | None = None  # calls that may begin within a window
+    concurrency: int | None = None  # calls that may be open at once
     models: Sequence[str] | None = None  # globs; None: any model
     scopes: Sequence[str] = ("calls",)
 
@@ -108,10 +109,24 @@ async def create_token(
         )
         if row is None:
             raise Refused("This database has no org to create a token in.")
-        if token.limit is not None:
-            await connection.execute(_SET_LIMIT, row["id"], row["org_id"], token.limit)
+        changes = [
+            Change(name=name, value=value)
+            for name, value in (
+                ("calls_a_month", token.limit),
+                ("rate", token.rate),
+                ("concurrency", token.concurrency),
+            )
+            if value is not None
+        ]
+        if changes:
+            await set_limits(connection, f"token:{row['id']}", changes)
     created = {name: row[name] for name in ("name", "scopes", "models", "created_at", "expires_at")}
-    return {"id": row["id"], "token": token.text, **created, "limit": token.limit}
+    limits = {
+        "limit": token.limit,
+        "rate": None if token.rate is None else str(token.rate),
+        "concurrency": token.concurrency,
+    }
+    return {"id": row["id"], "token": token.text, **created, **limits}
 
 
 async def keep_service_token(connection: asyncpg.Connection, text: str, *, ids: IdMaker) -> bool:

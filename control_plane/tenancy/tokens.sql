@@ -11,10 +11,6 @@ ORDER BY w.created_at, w.id, u.created_at, u.id
 LIMIT 1
 RETURNING id::text, name, hint, scopes, models, created_at, expires_at, org_id
 
--- name: set_limit
--- Limit the calls a month of a token.
-INSERT INTO call_limits (kind, subject_id, org_id, calls_a_month) VALUES ('token', $1, $2, $3)
-
 -- name: renew
 -- Move the expiry of a token that its owner keeps alive; a revoked one stays revoked.
 UPDATE tokens SET expires_at = clock_timestamp() + $2 WHERE digest = $1
@@ -28,7 +24,8 @@ SELECT EXISTS (SELECT FROM tokens)
 -- Every token, newest first; what the default org has of them.
 SELECT
     t.id::text, t.name, t.hint, t.parent_id::text, t.scopes, t.models,
-    l.calls_a_month AS "limit", t.created_at, t.expires_at, t.revoked_at,
+    l.calls_a_month AS "limit", r.calls || '/' || r.window_seconds || 's' AS rate,
+    c.calls AS concurrency, t.created_at, t.expires_at, t.revoked_at,
     CASE
         WHEN t.revoked_at IS NOT NULL THEN 'revoked'
         WHEN t.expires_at <= clock_timestamp() THEN 'expired'
@@ -36,6 +33,8 @@ SELECT
     END AS state
 FROM tokens AS t
 LEFT JOIN call_limits AS l ON l.kind = 'token' AND l.subject_id = t.id
+LEFT JOIN rate_limits AS r ON r.kind = 'token' AND r.subject_id = t.id
+LEFT JOIN concurrency_limits AS c ON c.kind = 'token' AND c.subject_id = t.id
 ORDER BY t.created_at DESC, t.id DESC
 
 -- name: revoke

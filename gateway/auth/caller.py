@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from fnmatch import translate
 from typing import Final
 
+from gateway.permit_limit import PermitLimit
+
 CALLS_SCOPE: Final = "calls"
 
 Subject = tuple[str, str]  # kind and id: ("token", "0193…"), as in the change log
@@ -17,6 +19,7 @@ class Caller:
 
     `expires_at` is Unix seconds of database time: of the token and its parent, the earlier.
     `limits` are all allowances that apply, sorted; none: the caller calls as often as it likes.
+    `permits` are all windows and caps on open calls that apply.
     """
 
     token_id: str
@@ -29,6 +32,7 @@ class Caller:
     parent_models: tuple[str, ...] | None = None  # those of the parent, which hold as well
     expires_at: float
     limits: tuple[Subject, ...]
+    permits: tuple[PermitLimit, ...] = ()
     _patterns: tuple[re.Pattern[str], ...] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:

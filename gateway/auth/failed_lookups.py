@@ -32,13 +32,13 @@ class FailedLookups:
 
     def add(self, address: str) -> None:
         """Count one failure."""
-        network = _network(address)
+        network = network_of(address)
         window, last, current = self._count(network)
         self._counts[network] = (window, last, current + 1)
 
     def wait_seconds(self, address: str) -> float:
         """Return after how long this address may try again; 0: it may now."""
-        _, last, current = self._count(_network(address))
+        _, last, current = self._count(network_of(address))
         elapsed = self._now() % self._window_seconds
         rest = self._window_seconds - elapsed
         if current >= self._failures_max:
@@ -54,7 +54,8 @@ class FailedLookups:
         return window, current if counted == window - 1 else 0, 0
 
 
-def _network(address: str) -> str:
+def network_of(address: str) -> str:
+    """Return what an address counts as: itself, or the /64 of an IPv6 address."""
     try:
         parsed = ipaddress.ip_address(address)
     except ValueError:  # a Unix socket's peer has none

@@ -27,9 +27,10 @@ _READ_CHANGES = _QUERIES["read_changes"]
 _CONFIRM = _QUERIES["confirm"]
 _END_WORKER = _QUERIES["end_worker"]
 
-# "token:0193…": anyone who may connect may notify.
+# "token:0193…", "rate-address:2001:db8::/64": anyone who may connect may notify.
 _RECALL: Final = re.compile(
-    r"(token|user|workspace|org):([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})"
+    r"((?:(?:rate|open)-)?(?:token|user|workspace|org)(?=:[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-)|"
+    r"rate-address):([0-9a-zA-Z.:/%-]{1,64})"
 )
 
 Answer = TypeVar("Answer")

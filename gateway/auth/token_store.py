@@ -8,6 +8,7 @@ import asyncpg
 
 from gateway.auth.caller import Caller, Subject
 from gateway.errors import DatabaseAway
+from gateway.permit_limit import PermitLimit
 from gateway.sql import DATABASE_FAULTS, load_queries
 
 QUERY_SECONDS_MAX: Final = 5.0  # for a connection, and for the query
@@ -97,4 +98,14 @@ def _caller(row: asyncpg.Record) -> Caller:
         parent_models=None if parent_models is None else tuple(parent_models),
         expires_at=row["expires_at"],
         limits=tuple(zip(row["limit_kinds"], row["limit_ids"], strict=True)),
+        permits=tuple(
+            PermitLimit(subject_kind=kind, subject=subject, calls=calls, window_seconds=window)
+            for kind, subject, calls, window in zip(
+                row["permit_kinds"],
+                row["permit_ids"],
+                row["permit_calls"],
+                row["permit_windows"],
+                strict=True,
+            )
+        ),
     )

@@ -16,6 +16,10 @@ SELECT
     standing.why,
     limits.kinds AS limit_kinds,
     limits.subject_ids::text[] AS limit_ids,
+    permits.kinds AS permit_kinds,
+    permits.subject_ids::text[] AS permit_ids,
+    permits.calls AS permit_calls,
+    permits.windows AS permit_windows,
     block.*
 FROM change_head AS head
 LEFT JOIN token_standings AS token ON token.digest = $1::bytea
@@ -37,6 +41,21 @@ CROSS JOIN LATERAL (
     ) AS subject (kind, id)
     JOIN call_limits AS l ON l.kind = subject.kind AND l.subject_id = subject.id
 ) AS limits
+CROSS JOIN LATERAL (
+    SELECT
+        coalesce(array_agg(l.kind), '{}') AS kinds,
+        coalesce(array_agg(l.subject_id), '{}') AS subject_ids,
+        coalesce(array_agg(l.calls), '{}') AS calls,
+        coalesce(array_agg(l.window_seconds), '{}') AS windows  -- null: of open calls
+    FROM (
+        VALUES ('token', token.id), ('token', token.parent_id), ('org', token.org_id)
+    ) AS subject (kind, id)
+    JOIN (
+        SELECT r.kind, r.subject_id, r.calls, r.window_seconds FROM rate_limits AS r
+        UNION ALL
+        SELECT c.kind, c.subject_id, c.calls, NULL FROM concurrency_limits AS c
+    ) AS l ON l.kind = subject.kind AND l.subject_id = subject.id
+) AS permits
 CROSS JOIN LATERAL (
     SELECT CASE
         WHEN standing.why IS NULL AND cardinality(limits.kinds) <= cardinality($3::uuid[])

@@ -23,7 +23,9 @@ from gateway.errors import (
     TokenMissing,
     VendorBroke,
 )
+from gateway.permit_limit import PermitLimit
 from gateway.proxy import body as bodies
+from gateway.proxy.address_window import AddressWindow
 from gateway.proxy.call_record import CallRecord, RecordKeeper, Status, header_text
 from gateway.proxy.endpoints import Endpoint, Match, find, guess_wire, in_format
 from gateway.proxy.error_responses import error_response
@@ -78,6 +80,22 @@ class Allowances(Protocol):
         """Return when it is worth taking. Raises MonthlyLimitReached, DatabaseAway."""
 
 
+class Permits(Protocol):
+    """How many calls may begin now, and be open."""
+
+    def take(self, limits: Sequence[PermitLimit]) -> bool:
+        """Take one permit of each, or none and return False."""
+
+    def release(self, limits: Sequence[PermitLimit]) -> None:
+        """A call that took these has ended."""
+
+    async def refill(self, limits: Sequence[PermitLimit]) -> None:
+        """Return when it is worth taking.
+
+        Raises RateWindowReached, ConcurrencyReached, DatabaseAway, Draining.
+        """
+
+
 class CallMetrics(Protocol):
     """Counts what is not in a row."""
 
@@ -120,6 +138,7 @@ class Call:
     exchange: Exchange
     started: float
     relay: Relay | None = None
+    permits: tuple[PermitLimit, ...] = ()  # that it holds
     cut_by: GatewayError | None = field(default=None)
 
     def cut(self, error: GatewayError) -> None:
@@ -141,6 +160,7 @@ class Calls:
         self,
         *,
         authenticator: Authenticator,
+        permits: Permits,
         allowances: Allowances,
         records: RecordKeeper,
         routing: Callable[[], RoutingTable],
@@ -155,15 +175,19 @@ class Calls:
         times: RelayTimes,
         loop: asyncio.AbstractEventLoop,
         cors_origins: Collection[str] = (),
+        address_window: AddressWindow | None = None,
         before_call: BeforeCall | None = None,
     ) -> None:
         """Everything is handed in.
 
+        `address_window`: how many calls may come from an address; None: as many as like.
         `cors_origins` are the web origins whose pages may call, `routing` gives the present table,
         `lease_holds` says whether this worker may admit calls, `on_defect(call_id, exception)` is
         told of what must not happen.
         """
         self._authenticator = authenticator
+        self._permits = permits
+        self._address_window = address_window
         self._allowances = allowances
         self._records = records
         self._routing = routing
@@ -198,6 +222,7 @@ class Calls:
             caller = await self._who(exchange)
             call = Call(call_id, caller, exchange, started)
             self._live.register(call)
+            await self._permit(call)
             if match.endpoint.is_own:
                 self._answer_models(call, match)
             else:
@@ -218,8 +243,13 @@ class Calls:
                 )
         finally:
             if call is not None:
-                self._live.unregister(call)
+                self._end(call)
             exchange.release_body()
+
+    def _end(self, call: Call) -> None:
+        self._live.unregister(call)
+        if call.permits:
+            self._permits.release(call.permits)
 
     def refuse(
         self,
@@ -284,6 +314,20 @@ class Calls:
         if not caller.may_call():
             raise ScopeNotAllowed
         return caller
+
+    async def _permit(self, call: Call) -> None:
+        """Let the call begin, if its windows and caps on open calls do.
+
+        What is refused later stays in the windows: they are there against floods of any calls.
+        """
+        limits = call.caller.permits
+        if self._address_window is not None:
+            limits = (*limits, self._address_window.limit(call.exchange.address))
+        if not limits:
+            return
+        while not self._permits.take(limits):
+            await self._permits.refill(limits)
+        call.permits = limits
 
     def _answer_models(self, call: Call, match: Match) -> None:
         exchange = call.exchange

@@ -71,7 +71,7 @@ class Fleet:
         clock.observe(sent=now, received=now, database_time=time.time())
         loop = asyncio.get_running_loop()
         permits = Permits(store=self.store, worker_id=worker_id, clock=clock, now=loop.time)
-        running = asyncio.create_task(permits.run())
+        running = loop.create_task(permits.run())
         await asyncio.sleep(0)  # it runs
         self.workers.append(permits)
         try:
@@ -105,9 +105,19 @@ async def admit(permits: Permits, *limits: PermitLimit) -> GatewayError | None:
     return None
 
 
+async def admitted_at_last(permits: Permits, *limits: PermitLimit) -> None:
+    async with asyncio.timeout(DEADLINE_SECONDS):
+        while True:
+            if await admit(permits, *limits) is None:
+                return
+            await asyncio.sleep(0.02)
+
+
 async def eventually(look: Callable[[], bool]) -> None:
     async with asyncio.timeout(DEADLINE_SECONDS):
-        while not look():
+        while True:
+            if look():
+                return
             await asyncio.sleep(0.01)
 
 
@@ -181,8 +191,7 @@ async def test_retry_after_names_the_second_in_which_a_call_leaves_the_window(
         assert error.headers["x-kaixu-remaining"] == "0"
         wait = int(error.headers["retry-after"])
         assert 1 <= wait <= 3
-        while await admit(permits, limit) is not None:
-            await asyncio.sleep(0.02)
+        await admitted_at_last(permits, limit)
         assert 1.9 <= loop.time() - began <= 2.9
         assert wait - 1.1 <= loop.time() - began <= wait + 0.9
 
@@ -208,9 +217,7 @@ async def test_open_calls_are_capped_across_workers_and_free_when_they_end(fleet
         assert isinstance(error, ConcurrencyReached)
         assert error.headers["retry-after"] == "1"
         two.release([limit])
-        async with asyncio.timeout(DEADLINE_SECONDS):
-            while await admit(one, limit) is not None:
-                await asyncio.sleep(0.02)
+        await admitted_at_last(one, limit)
         assert isinstance(await admit(two, limit), ConcurrencyReached)
 
 
@@ -221,9 +228,7 @@ async def test_of_two_limits_both_are_taken_or_none(fleet: Fleet) -> None:
         assert isinstance(await admit(permits, *both), ConcurrencyReached)
         permits.release(both)
         for _ in range(4):
-            async with asyncio.timeout(DEADLINE_SECONDS):
-                while await admit(permits, *both) is not None:
-                    await asyncio.sleep(0.02)
+            await admitted_at_last(permits, *both)
             permits.release(both)
         assert isinstance(await admit(permits, *both), RateWindowReached)
 
@@ -279,9 +284,7 @@ async def test_with_the_database_away_what_is_held_is_used_and_then_calls_are_to
         assert outcomes[:spare] == [None] * spare
         assert isinstance(outcomes[-1], DatabaseAway)
         fleet.store.is_away = False
-        async with asyncio.timeout(DEADLINE_SECONDS):
-            while await admit(permits, limit) is not None:
-                await asyncio.sleep(0.02)
+        await admitted_at_last(permits, limit)
 
 
 async def test_an_idle_purse_goes_back_and_is_forgotten(

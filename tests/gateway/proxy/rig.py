@@ -16,6 +16,7 @@ from gateway.connect_guard import check_base_url
 from gateway.errors import GatewayError, MonthlyLimitReached, TokenInvalid
 from gateway.ids import IdMaker
 from gateway.metering.usage import Usage
+from gateway.permit_limit import PermitLimit
 from gateway.proxy.call_record import RecordKeeper
 from gateway.proxy.calls import Calls
 from gateway.proxy.lane import Lane
@@ -129,6 +130,28 @@ class Units:
         raise MonthlyLimitReached(headers={"x-kaixu-remaining": "0"})
 
 
+class Unlimited:
+    """Gives every call its permits, and knows which were not handed back."""
+
+    def __init__(self) -> None:
+        self.out: list[PermitLimit] = []
+        self.refusal: GatewayError | None = None
+
+    def take(self, limits: Sequence[PermitLimit]) -> bool:
+        if self.refusal is not None:
+            return False
+        self.out += limits
+        return True
+
+    def release(self, limits: Sequence[PermitLimit]) -> None:
+        for limit in limits:
+            self.out.remove(limit)
+
+    async def refill(self, limits: Sequence[PermitLimit]) -> None:
+        assert self.refusal is not None
+        raise self.refusal
+
+
 class Lines:
     """A journal in memory."""
 
@@ -203,6 +226,7 @@ class Rig:
         loop = asyncio.get_running_loop()
         self.vendor = ScriptedVendor(script=no_script)
         self.units = Units(left=1_000_000)
+        self.permits = Unlimited()
         self.lines = Lines()
         self.metrics = Counted()
         self.defects: list[BaseException] = []
@@ -231,6 +255,7 @@ class Rig:
         )
         self.calls = Calls(
             authenticator=self.authenticated,
+            permits=self.permits,
             allowances=self.units,
             records=RecordKeeper(
                 log=self.lines,

@@ -1,0 +1,165 @@
+"""Limits on how much a token, a user, a workspace or the org may call: setting and listing.
+
+Calls a UTC month hold for each of them; windows and caps on open calls for tokens and orgs. A
+change holds in every worker at once: its feed hears of it.
+"""
+
+import re
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import asyncpg
+
+from control_plane.errors import BadArgument, NotFound
+from control_plane.settings import parse_duration
+from gateway.sql import load_queries
+
+KINDS: Final = ("token", "user", "workspace", "org")
+PERMIT_KINDS: Final = ("token", "org")  # which may have a window, and a cap on open calls
+LIMIT_MAX: Final = 2**53 - 1  # exact in every JSON reader
+PERMITS_MAX: Final = 2**31 - 1
+WINDOW_SECONDS_MAX: Final = 86_400
+NONE: Final = "none"  # what takes a limit away
+
+_NUMBER: Final = re.compile(r"[0-9]{1,16}")
+_QUERIES: Final = load_queries(__package__, "limits.sql")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rate:
+    """So many calls may begin within any so many seconds."""
+
+    calls: int
+    window_seconds: int
+
+    def __str__(self) -> str:
+        return f"{self.calls}/{self.window_seconds}s"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Change:
+    """A limit's new value; `value` None takes it away."""
+
+    name: str  # calls_a_month, rate or concurrency
+    value: int | Rate | None
+
+
+def parse_rate(text: str, *, field: str) -> Rate:
+    """Return the rate that is written as `60/1m`. Raises BadArgument."""
+    number, slash, duration = text.partition("/")
+    if not slash or not _NUMBER.fullmatch(number):
+        raise BadArgument(
+            f"'{text}' is not a rate: write calls and a window, as in 60/1m.", field=field
+        )
+    calls, seconds = int(number), parse_duration(duration, field=field).total_seconds()
+    if not 1 <= calls <= PERMITS_MAX:
+        raise BadArgument(f"A rate is of 1 to {PERMITS_MAX} calls.", field=field)
+    if not 1 <= seconds <= WINDOW_SECONDS_MAX:
+        raise BadArgument(f"A window lasts 1s to {WINDOW_SECONDS_MAX}s.", field=field)
+    return Rate(calls=calls, window_seconds=int(seconds))
+
+
+def parse_concurrency(text: str, *, field: str) -> int:
+    """Return how many calls may be open. Raises BadArgument."""
+    return _parse_whole(text, least=1, most=PERMITS_MAX, field=field)
+
+
+def parse_changes(
+    *, calls_a_month: str | None, rate: str | None, concurrency: str | None
+) -> list[Change]:
+    """Return the changes in what was typed; None: not typed. Raises BadArgument."""
+    changes: list[Change] = []
+    if calls_a_month is not None:
+        month = (
+            None
+            if calls_a_month == NONE
+            else _parse_whole(calls_a_month, least=0, most=LIMIT_MAX, field="limit")
+        )
+        changes.append(Change(name="calls_a_month", value=month))
+    if rate is not None:
+        window = None if rate == NONE else parse_rate(rate, field="rate")
+        changes.append(Change(name="rate", value=window))
+    if concurrency is not None:
+        cap = None if concurrency == NONE else parse_concurrency(concurrency, field="concurrency")
+        changes.append(Change(name="concurrency", value=cap))
+    if not changes:
+        raise BadArgument("Say what to set: --limit, --rate or --concurrency.", field="limit")
+    return changes
+
+
+def parse_subject(text: str) -> tuple[str, str | None]:
+    """Return the kind and id in `token:ID`, or in `org`, the one that there is.
+
+    Raises BadArgument.
+    """
+    kind, _, subject_id = text.partition(":")
+    if kind not in KINDS or (not subject_id and kind != "org"):
+        raise BadArgument(
+            f"'{text}' can't have a limit: write token:ID, user:ID, workspace:ID or org.",
+            field="subject",
+        )
+    if not subject_id:
+        return kind, None
+    try:
+        return kind, str(uuid.UUID(subject_id))
+    except ValueError:
+        raise BadArgument(f"'{subject_id}' is not an id.", field="subject") from None
+
+
+async def set_limits(
+    connection: asyncpg.Connection, subject: str, changes: Sequence[Change]
+) -> dict[str, Any]:
+    """Change limits of a subject, all or none of them; return what holds for it now.
+
+    Raises BadArgument, NotFound.
+    """
+    kind, subject_id = parse_subject(subject)
+    if kind not in PERMIT_KINDS and any(change.name != "calls_a_month" for change in changes):
+        raise BadArgument(
+            "A window or a cap on open calls is on a token or on the org.", field="subject"
+        )
+    async with connection.transaction():
+        if subject_id is None:
+            subject_id = await connection.fetchval(_QUERIES["default_org"])
+        org_id = await connection.fetchval(_QUERIES["org_of"], kind, subject_id)
+        if org_id is None or subject_id is None:
+            raise NotFound(f"There is no such {kind}.", field="subject")
+        for change in changes:
+            await _change(connection, kind, subject_id, org_id, change)
+        rows = await list_limits(connection)
+    found = [row for row in rows if (row["kind"], row["subject_id"]) == (kind, subject_id)]
+    nothing = {"limit": None, "rate": None, "concurrency": None}
+    return found[0] if found else {"kind": kind, "subject_id": subject_id, **nothing}
+
+
+async def list_limits(connection: asyncpg.Connection) -> list[dict[str, Any]]:
+    """Return every subject that has a limit, and its limits."""
+    limits = []
+    for row in await connection.fetch(_QUERIES["list"]):
+        named = dict(row)
+        calls, seconds = named.pop("rate_calls"), named.pop("rate_window_seconds")
+        rate = None if calls is None else str(Rate(calls=calls, window_seconds=seconds))
+        limits.append({**named, "rate": rate})
+    return limits
+
+
+async def _change(
+    connection: asyncpg.Connection, kind: str, subject_id: str, org_id: str, change: Change
+) -> None:
+    if change.value is None:
+        await connection.execute(_QUERIES[f"remove_{change.name}"], kind, subject_id)
+        return
+    values = (
+        (change.value.calls, change.value.window_seconds)
+        if isinstance(change.value, Rate)
+        else (change.value,)
+    )
+    await connection.execute(_QUERIES[f"set_{change.name}"], kind, subject_id, org_id, *values)
+
+
+def _parse_whole(text: str, *, least: int, most: int, field: str) -> int:
+    if not _NUMBER.fullmatch(text) or not least <= int(text) <= most:
+        raise BadArgument(f"'{text}' is not a whole number of {least} to {most}.", field=field)
+    return int(text)
