@@ -65,6 +65,15 @@ def on_database(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
         (("token", "create", "--expires", "2w"), "expires"),
         (("token", "create", "--limit", "-1"), "limit"),
         (("token", "create", "--limit", "many"), "limit"),
+        (("token", "create", "--rate", "60"), "rate"),
+        (("token", "create", "--rate", "60/1y"), "rate"),
+        (("token", "create", "--rate", "0/1m"), "rate"),
+        (("token", "create", "--rate", "60/2d"), "rate"),
+        (("token", "create", "--concurrency", "0"), "concurrency"),
+        (("limit", "set", "org"), "limit"),
+        (("limit", "set", "org", "--limit", "many"), "limit"),
+        (("limit", "set", "org", "--rate", "1"), "rate"),
+        (("limit", "set", "org", "--concurrency", "x"), "concurrency"),
         (("token", "create", "--scope", "root"), "scope"),
         (("token", "create", "--models", "a,,b"), "models"),
         (("token", "revoke"), "token-id"),
@@ -163,6 +172,42 @@ def test_what_is_not_there_is_exit_1(run: Run) -> None:
         text = run(*arguments)
         assert text.code == 1
         assert text.stderr.startswith("kaixu: There is no ")
+
+
+@pytest.mark.usefixtures("on_database")
+def test_limits_are_set_listed_and_taken_away(run: Run) -> None:
+    made = run("token", "create", "--rate", "60/1m", "--concurrency", "4", "--json").document
+    assert (made["limit"], made["rate"], made["concurrency"]) == (None, "60/60s", 4)
+    subject = f"token:{made['id']}"
+    changed = run("limit", "set", subject, "--limit", "9", "--rate", "none", "--json").document
+    assert changed == {
+        "kind": "token", "subject_id": made["id"], "limit": 9, "rate": None, "concurrency": 4,
+    }  # fmt: skip
+    [row] = run("token", "list", "--json").document
+    assert (row["limit"], row["rate"], row["concurrency"]) == (9, None, 4)
+    run("limit", "set", "org", "--rate", "1000/1h")
+    rows = run("limit", "list", "--json").document
+    assert [(row["kind"], row["rate"]) for row in rows] == [("org", "1000/3600s"), ("token", None)]
+    assert "1000/3600s" in run("limit", "list").stdout
+    run("limit", "set", "org", "--rate", "none")
+    run("limit", "set", subject, "--limit", "none", "--concurrency", "none")
+    assert run("limit", "list").stdout == "There is no limit.\n"
+
+
+@pytest.mark.usefixtures("on_database")
+@pytest.mark.parametrize(
+    ("subject", "code"),
+    [
+        ("planet:1", 2),
+        ("token", 2),
+        ("token:1", 2),
+        ("user:6f2e7f0e-6f0e-4b7a-9f1e-000000000000", 2),  # a window is on tokens and orgs
+        ("token:6f2e7f0e-6f0e-4b7a-9f1e-000000000000", 1),
+    ],
+)
+def test_a_limit_is_on_somebody_that_there_is(run: Run, subject: str, code: int) -> None:
+    done = run("limit", "set", subject, "--rate", "5/1m", "--json")
+    assert (done.code, done.error["field"]) == (code, "subject")
 
 
 @pytest.mark.usefixtures("on_database")

@@ -275,3 +275,59 @@ async def test_the_repr_of_what_is_found_shows_no_digest(store: TokenStore, seed
     shown = repr(await find(store, text)) + repr(store)
     for secret in (text, digest(text).hex(), repr(digest(text))):
         assert secret not in shown
+
+
+async def test_windows_and_caps_of_a_token_its_parent_and_its_org_are_found(
+    store: TokenStore, seed: Seed, owner: asyncpg.Connection
+) -> None:
+    _, parent = await seed.token()
+    text, child = await seed.token(parent=parent)
+    org = await seed.org()
+    for kind, subject, calls in (("token", parent, 5), ("token", child, 6), ("org", org, 7)):
+        await owner.execute(
+            "INSERT INTO rate_limits (kind, subject_id, org_id, calls, window_seconds) "
+            "VALUES ($1, $2, $3, $4, 60)", kind, subject, org, calls,
+        )  # fmt: skip
+    await owner.execute(
+        "INSERT INTO concurrency_limits (kind, subject_id, org_id, calls) "
+        "VALUES ('org', $1, $1, 8)",
+        org,
+    )
+    found = await find(store, text)
+    assert found.caller is not None
+    limits = {(one.key, one.calls, one.window_seconds) for one in found.caller.permits}
+    assert limits == {
+        (("rate-token", parent), 5, 60),
+        (("rate-token", child), 6, 60),
+        (("rate-org", org), 7, 60),
+        (("open-org", org), 8, None),
+    }
+
+
+@pytest.mark.parametrize(
+    "statements",
+    [
+        (
+            "INSERT INTO rate_limits SELECT 'token', id, org_id, 5, 60 FROM tokens",
+            "UPDATE rate_limits SET calls = 6",
+            "DELETE FROM rate_limits",
+        ),
+        (
+            "INSERT INTO concurrency_limits SELECT 'token', id, org_id, 5 FROM tokens",
+            "UPDATE concurrency_limits SET calls = 6",
+            "DELETE FROM concurrency_limits",
+        ),
+    ],
+    ids=["window", "cap"],
+)
+async def test_a_changed_window_or_cap_is_a_change_of_its_subject(
+    seed: Seed, owner: asyncpg.Connection, statements: tuple[str, ...]
+) -> None:
+    _, token_id = await seed.token()
+    for statement in statements:
+        before = await owner.fetchval("SELECT last FROM change_head")
+        await owner.execute(statement)
+        changes = await owner.fetch("SELECT * FROM change_log WHERE ordinal > $1", before)
+        assert [(row["kind"], str(row["subject_id"]), row["effect"]) for row in changes] == [
+            ("token", token_id, "limit")
+        ]
