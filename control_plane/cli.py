@@ -59,6 +59,7 @@ from control_plane.tenancy.vendors import (
     rotate_vendor,
     with_preset,
 )
+from control_plane.vault_rotation import add_key, reseal, vault_key_file
 from gateway.auth.token import generate
 from gateway.ids import IdMaker
 from gateway.vendors.seal import keygen
@@ -389,6 +390,26 @@ def vault_keygen(*, place: DatabasePlace, as_json: bool, out: Path | None) -> No
         raise BadArgument(f"{out} can't be written: {error.strerror}.", field="out") from error
     text = f"{out} has the private key; the public key is {pair.public}."
     _print({"path": str(out), "public_key": pair.public}, as_json, text)
+
+
+@command(vault, "rotate")
+def vault_rotate(*, place: DatabasePlace, as_json: bool) -> None:
+    """Make a new key pair and seal every vendor key to it, while calls go on."""
+    add_key(vault_key_file(place, os.environ))
+    _print_resealed(asyncio.run(reseal(place, os.environ)), as_json)
+
+
+@command(vault, "reseal")
+def vault_reseal(*, place: DatabasePlace, as_json: bool) -> None:
+    """Seal every vendor key to the first of the gateways' private keys."""
+    _print_resealed(asyncio.run(reseal(place, os.environ)), as_json)
+
+
+def _print_resealed(told: dict[str, Any], as_json: bool) -> None:  # noqa: FBT001 - as _print
+    _print(told, as_json, f"{told['resealed']} vendor keys are sealed to {told['public_key']}.")
+    if told["failed"]:
+        names = ", ".join(f"{one['name']} ({one['problem']})" for one in told["failed"])
+        raise Refused(f"Not sealed anew: {names}")
 
 
 # ------------------------------------------------------------------------------------------- limits

@@ -40,9 +40,18 @@ async def open_database(
     An embedded server that is not running is started for as long as the command takes. `migrated`:
     the database must have this release's schema. Raises DatabaseUnreachable, BadArgument, Refused.
     """
+    async with running(place, migrated=migrated) as url, connected(url, migrated=migrated) as owner:
+        yield owner
+
+
+@contextlib.asynccontextmanager
+async def running(place: DatabasePlace, *, migrated: bool = True) -> AsyncIterator[str]:
+    """Give the owner's URL of a database that runs, as `open_database` does.
+
+    Raises DatabaseUnreachable.
+    """
     if place.url is not None:
-        async with connected(place.url, migrated=migrated) as connection:
-            yield connection
+        yield place.url
         return
     postgres = EmbeddedPostgres(place.data_dir, binaries=wheel_binaries())
     if migrated and not postgres.exists:
@@ -52,8 +61,7 @@ async def open_database(
         )
     url = await asyncio.to_thread(postgres.start)
     try:
-        async with connected(url, migrated=migrated) as connection:
-            yield connection
+        yield url
     finally:
         await asyncio.to_thread(postgres.stop)
 

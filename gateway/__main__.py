@@ -4,10 +4,7 @@ Exit codes: 0 drained, 1 failed, 2 a setting can't be used.
 """
 
 import asyncio
-import contextlib
-import ctypes
 import os
-import resource
 import signal
 import socket
 import sys
@@ -15,6 +12,7 @@ import time
 from collections.abc import Mapping
 from typing import Final
 
+from gateway.hardening import harden_process
 from gateway.log import Log, file_writer, route_standard_logging
 from gateway.settings import Problem, Settings, SettingsInvalid
 from gateway.vendors.seal import KeyTextInvalid, parse_private
@@ -24,7 +22,6 @@ DONE: Final = 0
 FAILED: Final = 1
 BAD_SETTING: Final = 2
 
-_PR_SET_DUMPABLE: Final = 4
 _STDERR: Final = 2
 
 
@@ -48,14 +45,6 @@ def main() -> int:
     if FDS_VARIABLE in environ:
         return _run_worker(settings, environ, lines)
     return _run_supervisor(settings, environ, lines)
-
-
-def harden_process() -> None:
-    """Keep keys that are in memory out of core files, and out of other processes' reach."""
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    with contextlib.suppress(OSError, AttributeError):  # not Linux
-        ctypes.CDLL(None).prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
-    os.umask(0o077)
 
 
 def check_vault_keys(keys: tuple[str, ...]) -> None:

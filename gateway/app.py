@@ -55,6 +55,7 @@ from gateway.proxy.upstream import Origin, UpstreamPool, make_dial
 from gateway.settings import Settings
 from gateway.sql import DATABASE_FAULTS
 from gateway.vendors.vault import Vault
+from gateway.vendors.vault_keys import VaultKeySource
 from gateway.worker_link import State, SupervisorLink, WorkerContext
 
 POOL_CONNECTIONS_MAX: Final = 4  # to the database, beside the feed's own
@@ -177,6 +178,7 @@ class Worker:
         self._routes = RouteLoader(
             pool,
             Vault(settings.vault_keys),
+            keys=VaultKeySource(path=settings.vault_key_file, command=settings.vault_key_command),
             allowed_hosts=settings.vendor_hosts,
             log=log,
             on_loaded=self._models_stale.set,
@@ -361,6 +363,8 @@ class Worker:
             missing.append("database")
         if not self._routes.loaded.is_set():
             missing.append("vendors")
+        if self._routes.is_sealed:
+            missing.append("vault")
         if self._loop.time() - self._journal_fault_at < JOURNAL_FAULT_SECONDS:
             missing.append("journal")
         return missing

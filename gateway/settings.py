@@ -7,11 +7,12 @@ setting counts as not set. A message never quotes what may be a secret.
 
 import os
 import re
+import shlex
 import socket
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 from urllib.parse import urlsplit
 
 from gateway.limits import (
@@ -99,6 +100,8 @@ class Settings:
     cors_origins: tuple[str, ...]
     vendor_hosts: frozenset[str] | None  # `host` or `host:port`; None: any
     vault_keys: tuple[str, ...] = field(repr=False)  # the current one first
+    vault_key_file: Path | None  # where they came from, if from a file
+    vault_key_command: tuple[str, ...]  # which tells them; empty: none does
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str]) -> "Settings":
@@ -175,8 +178,36 @@ class Settings:
             rate_per_address=env.value("KAIXU_RATE_PER_ADDRESS", _rate, default=None),
             cors_origins=env.value("KAIXU_CORS_ORIGINS", _list_of(_origin), default=()),
             vendor_hosts=env.value("KAIXU_VENDOR_HOSTS", _hosts, default=None),
-            vault_keys=env.secret("KAIXU_VAULT_KEY", _vault_keys, default=()),
+            **_vault(env),
         )
+        if env.problems:
+            raise SettingsInvalid(tuple(env.problems))
+        return read
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ResealSettings:
+    """What it takes to seal vendor keys anew."""
+
+    database_url: str = field(repr=False)  # the owner's
+    vault_keys: tuple[str, ...] = field(repr=False)
+    vault_key_file: Path | None
+    vault_key_command: tuple[str, ...]
+
+    @classmethod
+    def from_env(cls, environ: Mapping[str, str]) -> "ResealSettings":
+        """Return the settings in `environ`. Raises SettingsInvalid with all problems."""
+        env = _Environment(environ)
+        read = cls(
+            database_url=env.secret("KAIXU_DATABASE_URL", _database_url, default=""),
+            **_vault(env),
+        )
+        if not read.database_url and not env.is_faulty("KAIXU_DATABASE_URL"):
+            env.report(
+                "KAIXU_DATABASE_URL", "It is not set.", fix="Set it to the owner's database URL."
+            )
+        if not read.vault_keys and not read.vault_key_command:
+            env.report("KAIXU_VAULT_KEY", "It is not set.", fix="Set it as the gateways have it.")
         if env.problems:
             raise SettingsInvalid(tuple(env.problems))
         return read
@@ -355,6 +386,30 @@ def _hosts(text: str) -> frozenset[str] | None:
             fix="Give hosts, with a port where it matters, separated by commas: api.openai.com.",
         )
     return hosts
+
+
+def _vault(env: "_Environment") -> dict[str, Any]:
+    """Return the settings of the vault's private keys, by name."""
+    none: tuple[str, ...] = ()
+    keys = env.secret("KAIXU_VAULT_KEY", _vault_keys, default=none)
+    path = env.value("KAIXU_VAULT_KEY_FILE", _path, default=None)
+    command = env.value("KAIXU_VAULT_KEY_COMMAND", _command, default=none)
+    if command and (keys or path):
+        env.report(
+            "KAIXU_VAULT_KEY_COMMAND",
+            "The vault key is set in another way too.",
+            fix="Set one of KAIXU_VAULT_KEY, KAIXU_VAULT_KEY_FILE, KAIXU_VAULT_KEY_COMMAND.",
+        )
+    return {"vault_keys": keys, "vault_key_file": path, "vault_key_command": command}
+
+
+def _command(text: str) -> tuple[str, ...]:
+    try:
+        return tuple(shlex.split(text))
+    except ValueError as error:
+        raise _Unusable(
+            "It is not a command line.", fix="Quote it as for a shell; it is run without one."
+        ) from error
 
 
 def _vault_keys(text: str) -> tuple[str, ...]:

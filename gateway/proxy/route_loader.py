@@ -1,11 +1,15 @@
 """Keeps the routing table as the database has it: loaded at the start, and again when told.
 
 A table that can't be loaded leaves the one before in place: a database that is away stops no call.
+While vault keys rotate, a vendor's key may be sealed to one that is not here yet: the keys are read
+again, and until they have it, an unchanged vendor is called with the key that was opened before.
 """
 
 import asyncio
+import contextlib
 import random
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import replace
 from typing import Final
 
 import asyncpg
@@ -15,10 +19,12 @@ from gateway.proxy.routing import RoutingTable, Target
 from gateway.sql import DATABASE_FAULTS
 from gateway.vendors.registry import KINDS
 from gateway.vendors.vault import OpenedVendor, Vault, load_aliases, load_vendors
+from gateway.vendors.vault_keys import KeysNotRead, VaultKeySource
 
 LOAD_SECONDS_MAX: Final = 10.0
 RETRY_SECONDS_MIN: Final = 0.1
 RETRY_SECONDS_MAX: Final = 2.0
+VAULT_KEY_SECONDS: Final = 5.0  # between two looks for a vault key that is missing
 
 
 class RouteLoader:
@@ -29,15 +35,22 @@ class RouteLoader:
         pool: asyncpg.Pool,
         vault: Vault,
         *,
+        keys: VaultKeySource | None = None,
         allowed_hosts: frozenset[str] | None,
         log: Log,
         on_loaded: Callable[[], None],
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
         jitter: Callable[[], float] = random.random,
     ) -> None:
-        """`allowed_hosts`: the only ones that vendors may have; `on_loaded`: a new table holds."""
+        """`keys`: where the vault's may be read again; None: nowhere.
+
+        `allowed_hosts`: the only ones that vendors may have; `on_loaded`: a new table holds.
+        """
         self._pool = pool
         self._vault = vault
+        self._keys = keys or VaultKeySource()
+        self._opened: Mapping[str, OpenedVendor] = {}  # by id, those that can be called
+        self._lacks_vault_key = False
         self._allowed_hosts = allowed_hosts
         self._log = log
         self._on_loaded = on_loaded
@@ -52,6 +65,11 @@ class RouteLoader:
         """Return the table that holds now."""
         return self._table
 
+    @property
+    def is_sealed(self) -> bool:
+        """Whether vendors can't be called because this gateway has no vault key at all."""
+        return self._lacks_vault_key and self._vault.is_sealed
+
     def reload(self) -> None:
         """Load again: something about vendors or aliases has changed."""
         self._stale.set()
@@ -60,7 +78,9 @@ class RouteLoader:
         """Load whenever it is due, for ever."""
         wait = RETRY_SECONDS_MIN
         while True:
-            await self._stale.wait()
+            await self._due()
+            if not self._stale.is_set() and not await self._read_keys():
+                continue
             self._stale.clear()  # before the load: what changes during it is loaded again
             try:
                 async with asyncio.timeout(LOAD_SECONDS_MAX):
@@ -72,19 +92,55 @@ class RouteLoader:
                 await self._sleep(wait * (0.5 + self._jitter() / 2))
                 wait = min(wait * 2, RETRY_SECONDS_MAX)
 
+    async def _due(self) -> None:
+        """Wait until something has changed, or a missing vault key may be there."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(
+                VAULT_KEY_SECONDS if self._lacks_vault_key and self._keys.can_change else None
+            ):
+                await self._stale.wait()
+
     async def load(self) -> None:
         """Load the table once. Raises what asyncpg raises."""
-        vendors = await load_vendors(self._pool, self._vault, allowed_hosts=self._allowed_hosts)
+        vendors = await self._load_vendors()
+        if any(vendor.lacks_vault_key for vendor in vendors) and await self._read_keys():
+            vendors = await self._load_vendors()
         aliases = await load_aliases(self._pool)
+        self._lacks_vault_key = any(vendor.lacks_vault_key for vendor in vendors)
+        vendors = [self._kept(vendor) for vendor in vendors]
         for vendor in vendors:
             if vendor.problem is not None:
                 self._log.warning("vendor unusable", vendor=vendor.name, problem=vendor.problem)
+        self._opened = {vendor.id: vendor for vendor in vendors if vendor.problem is None}
         self._table = RoutingTable(
             [_target(vendor) for vendor in vendors if vendor.kind in KINDS],
             {alias.name: (alias.vendor_name, alias.model) for alias in aliases},
         )
         self.loaded.set()
         self._on_loaded()
+
+    async def _load_vendors(self) -> list[OpenedVendor]:
+        return await load_vendors(self._pool, self._vault, allowed_hosts=self._allowed_hosts)
+
+    async def _read_keys(self) -> bool:
+        """Read the vault's keys again; return whether they are others."""
+        if not self._keys.can_change:
+            return False
+        try:
+            return self._vault.replace(await self._keys.read())
+        except KeysNotRead as error:
+            self._log.warning("vault keys not read", problem=str(error))
+            return False
+
+    def _kept(self, vendor: OpenedVendor) -> OpenedVendor:
+        """Return a vendor as it can be called: with the key opened before, if that is still its."""
+        before = self._opened.get(vendor.id)
+        if not vendor.lacks_vault_key or before is None:
+            return vendor
+        facts = (vendor.kind, vendor.base_url, vendor.org_id, vendor.key_version)
+        if facts != (before.kind, before.base_url, before.org_id, before.key_version):
+            return vendor
+        return replace(vendor, key=before.key, credential=before.credential, problem=None)
 
 
 def _target(vendor: OpenedVendor) -> Target:

@@ -10,6 +10,7 @@ from typing import Any, Final
 
 import asyncpg
 from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from gateway.connect_guard import BaseUrl, BaseUrlInvalid, check_base_url
 from gateway.sql import load_queries
@@ -34,12 +35,16 @@ class KeyNotOpened(Exception):
     """A sealed key stays closed. The message says why and what to do; it quotes nothing sealed."""
 
 
+class KeyMissing(KeyNotOpened):
+    """It is sealed to a vault key that is not here, or not yet."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OpenedVendor:
     """A vendor that calls can go to.
 
     With a `problem` none can: `key` and `credential` are empty then, and where the base URL is at
-    fault, it leads nowhere.
+    fault, it leads nowhere. `lacks_vault_key`: that is the problem.
     """
 
     id: str
@@ -56,6 +61,8 @@ class OpenedVendor:
     credential: tuple[bytes, bytes] = field(repr=False)
     key: bytes = field(repr=False)
     problem: str | None = None
+    key_version: int = 1
+    lacks_vault_key: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,13 +79,33 @@ class Vault:
 
     def __init__(self, private_keys: Sequence[str] = ()) -> None:
         """`private_keys` are `kxvault1_…` texts; none: nothing opens. Raises KeyTextInvalid."""
+        self._keys: dict[bytes, X25519PrivateKey] = {}
+        self.replace(private_keys)
+
+    def replace(self, private_keys: Sequence[str]) -> bool:
+        """Open with these keys from now on; return whether they are others than before.
+
+        Raises KeyTextInvalid; then nothing has changed.
+        """
+        before = self._keys.keys()
         keys = [seal.parse_private(text) for text in private_keys]
         self._keys = {seal.key_id(key.public_key()): key for key in keys}
+        return self._keys.keys() != before
 
     @property
     def is_sealed(self) -> bool:
         """Whether nothing can be opened, for want of a key."""
         return not self._keys
+
+    def resealed(self, sealed: bytes, *, info: bytes, public: str) -> bytes | None:
+        """Return the same closed to another gateway key; None: it is closed to that one.
+
+        Raises KeyNotOpened, KeyTextInvalid.
+        """
+        header = seal.FORMAT + seal.key_id(seal.parse_public(public))
+        if sealed.startswith(header):
+            return None
+        return seal.seal(public, info, self.open(sealed, info=info))
 
     def open(self, sealed: bytes, *, info: bytes) -> bytes:
         """Return what was closed by `seal.seal` with this `info`. Raises KeyNotOpened."""
@@ -86,12 +113,12 @@ class Vault:
         if len(header) < _HEADER_BYTES or not header.startswith(seal.FORMAT):
             raise KeyNotOpened("Its sealed key is in a format this release does not know.")
         if self.is_sealed:
-            raise KeyNotOpened(
+            raise KeyMissing(
                 "Its key is sealed and this gateway has no vault key. Set KAIXU_VAULT_KEY."
             )
         key = self._keys.get(header[len(seal.FORMAT) :])
         if key is None:
-            raise KeyNotOpened(
+            raise KeyMissing(
                 "Its key is sealed to a vault key that this gateway does not have. "
                 "Enter the key again, or give the gateway that vault key."
             )
@@ -134,6 +161,7 @@ def _opened(
 ) -> OpenedVendor:
     kind = KINDS.get(row["kind"])
     base_url, key, credential, problem = NOWHERE, b"", _NO_CREDENTIAL, None
+    lacks_vault_key = False
     try:
         base_url = check_base_url(
             row["base_url"], allow_private=row["is_private"], allowed_hosts=allowed_hosts
@@ -144,7 +172,7 @@ def _opened(
             key = _key(row, base_url, vault)
             credential = kind.credential_header(key)
     except (BaseUrlInvalid, KeyNotOpened) as error:
-        problem = str(error)
+        problem, lacks_vault_key = str(error), isinstance(error, KeyMissing)
     except KeyUnusable as error:
         key, problem = b"", str(error)
     return OpenedVendor(
@@ -162,6 +190,8 @@ def _opened(
         credential=credential,
         key=key,
         problem=problem,
+        key_version=row["key_version"],
+        lacks_vault_key=lacks_vault_key,
     )
 
 
@@ -169,11 +199,15 @@ def _key(row: Any, base_url: BaseUrl, vault: Vault) -> bytes:  # noqa: ANN401 - 
     """Return the vendor's key. Raises KeyNotOpened."""
     if row["is_simulator"] and not row["sealed_key"]:
         return SIMULATOR_KEY
-    info = seal.info(
+    return vault.open(row["sealed_key"], info=info_of(row, base_url))
+
+
+def info_of(row: Any, base_url: BaseUrl) -> bytes:  # noqa: ANN401 - as above
+    """Return what the sealed key in a vendor's row is tied to."""
+    return seal.info(
         str(row["id"]),
         None if row["org_id"] is None else str(row["org_id"]),
         row["kind"],
         base_url.origin,
         row["key_version"],
     )
-    return vault.open(row["sealed_key"], info=info)

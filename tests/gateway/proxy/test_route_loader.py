@@ -1,13 +1,18 @@
 import asyncio
+import uuid
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 import asyncpg
 import pytest
 
+from gateway.connect_guard import check_base_url
 from gateway.log import Log
 from gateway.proxy.route_loader import RouteLoader
+from gateway.vendors.seal import KeyPair, info, keygen, seal
 from gateway.vendors.vault import Vault
+from gateway.vendors.vault_keys import VaultKeySource
 
 ADD = (
     "INSERT INTO vendors (name, kind, base_url, is_private, is_simulator, sealed_key) "
@@ -98,3 +103,97 @@ async def test_a_vendor_that_can_t_be_called_is_there_with_its_problem_and_logge
     assert rig.names() == ["sealed"]
     assert rig.loader.table().targets[0].problem
     assert [b'"sealed"' in line or b'"later"' in line for line in rig.lines] == [True, True]
+
+
+OLD, NEW = keygen(), keygen()
+VENDOR_KEY = b"a-vendor-key"
+
+
+async def add_sealed(owner: asyncpg.Connection, pair: KeyPair, *, version: int = 1) -> str:
+    vendor_id = str(uuid.uuid4())
+    sealed = seal(pair.public, info_for(vendor_id, version), VENDOR_KEY)
+    await owner.execute(
+        "INSERT INTO vendors (id, name, kind, base_url, sealed_key, key_version) "
+        "VALUES ($1, 'sealed', 'openai', 'https://api.example.com/v1', $2, $3)",
+        vendor_id, sealed, version,
+    )  # fmt: skip
+    return vendor_id
+
+
+def info_for(vendor_id: str, version: int) -> bytes:
+    origin = check_base_url("https://api.example.com/v1", allow_private=False).origin
+    return info(vendor_id, None, "openai", origin, version)
+
+
+def with_keys(rig: Rig, path: Path, *pairs: KeyPair) -> None:
+    path.write_text("".join(f"{pair.private}\n" for pair in pairs))
+    rig.loader._keys = VaultKeySource(path=path)
+
+
+def problems(rig: Rig) -> list[str | None]:
+    return [target.problem for target in rig.loader.table().targets]
+
+
+async def test_without_a_vault_key_a_gateway_is_sealed_until_it_can_be_read(
+    rig: Rig, owner: asyncpg.Connection, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gateway.proxy.route_loader.VAULT_KEY_SECONDS", 0.05)
+    path = tmp_path / "vault.key"
+    rig.loader._keys = VaultKeySource(path=path)
+    await add_sealed(owner, OLD)
+    async with rig.running():
+        await rig.loaded.get()
+        assert rig.loader.is_sealed
+        assert b"vault keys not read" in b"".join(rig.lines)
+        with_keys(rig, path, OLD)
+        await rig.loaded.get()
+    assert (rig.loader.is_sealed, problems(rig)) == (False, [None])
+
+
+async def test_a_gateway_with_vendors_that_need_no_vault_key_is_not_sealed(
+    rig: Rig, owner: asyncpg.Connection
+) -> None:
+    await owner.execute(ADD, "openai", "openai", True, b"")
+    await rig.loader.load()
+    assert not rig.loader.is_sealed
+
+
+async def test_a_key_sealed_anew_is_opened_with_what_the_file_has_by_then(
+    rig: Rig, owner: asyncpg.Connection, tmp_path: Path
+) -> None:
+    path = tmp_path / "vault.key"
+    with_keys(rig, path, OLD)
+    vendor_id = await add_sealed(owner, OLD)
+    await rig.loader.load()
+    with_keys(rig, path, NEW, OLD)
+    resealed = seal(NEW.public, info_for(vendor_id, 1), VENDOR_KEY)
+    await owner.execute("UPDATE vendors SET sealed_key = $1", resealed)
+    await rig.loader.load()
+    assert problems(rig) == [None]
+
+
+async def test_until_the_new_vault_key_is_here_the_same_vendor_key_is_used(
+    rig: Rig, owner: asyncpg.Connection, tmp_path: Path
+) -> None:
+    with_keys(rig, tmp_path / "vault.key", OLD)
+    vendor_id = await add_sealed(owner, OLD)
+    await rig.loader.load()
+    resealed = seal(NEW.public, info_for(vendor_id, 1), VENDOR_KEY)
+    await owner.execute("UPDATE vendors SET sealed_key = $1", resealed)
+    await rig.loader.load()
+    [target] = rig.loader.table().targets
+    assert (target.key, target.problem) == (VENDOR_KEY, None)
+
+
+async def test_another_version_of_a_vendor_key_is_never_replaced_by_the_one_before(
+    rig: Rig, owner: asyncpg.Connection, tmp_path: Path
+) -> None:
+    with_keys(rig, tmp_path / "vault.key", OLD)
+    vendor_id = await add_sealed(owner, OLD)
+    await rig.loader.load()
+    rotated = seal(NEW.public, info_for(vendor_id, 2), b"another-key")
+    await owner.execute("UPDATE vendors SET sealed_key = $1, key_version = 2", rotated)
+    await rig.loader.load()
+    [target] = rig.loader.table().targets
+    assert target.key == b""
+    assert target.problem is not None
