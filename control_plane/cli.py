@@ -259,7 +259,10 @@ def vendor_list(*, place: DatabasePlace, as_json: bool) -> None:
 @click.argument("name")
 def vendor_remove(*, place: DatabasePlace, as_json: bool, name: str) -> None:
     """Remove a vendor and forget its key."""
-    removed = _run(place, lambda connection: remove_vendor(connection, name))
+    removed = _run(
+        place,
+        lambda connection: remove_vendor(connection, name, is_embedded=place.is_embedded),
+    )
     _print(removed, as_json, f"{name} is removed.")
 
 
@@ -431,7 +434,10 @@ def limit_set(
 ) -> None:
     """Change limits of token:ID, user:ID, workspace:ID or org; they hold at once."""
     changes = parse_changes(calls_a_month=calls_a_month, rate=rate, concurrency=concurrency)
-    row = _run(place, lambda connection: set_limits(connection, subject, changes))
+    row = _run(
+        place,
+        lambda connection: set_limits(connection, subject, changes, is_embedded=place.is_embedded),
+    )
     _print(row, as_json, output.table([row], LIMIT_COLUMNS, empty=""))
 
 

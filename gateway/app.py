@@ -25,7 +25,7 @@ from gateway.auth.authenticate import Authenticator
 from gateway.auth.caller import Caller
 from gateway.auth.feed import Feed
 from gateway.auth.feed_connection import FeedLost, mark_ended
-from gateway.auth.recent_changes import Change
+from gateway.auth.recent_changes import VENDORS, Change
 from gateway.auth.token_store import Found, TokenStore
 from gateway.clock import DatabaseClock
 from gateway.connect_guard import ConnectGuard
@@ -163,6 +163,7 @@ class Worker:
             on_changes=self._on_changes,
             on_reset=self._on_reset,
             on_recall=self._on_recall,
+            vendors_hold=lambda: self._routes.is_current,
             on_stale_streams=self._on_stale_streams,
             unshipped_since=self._journal.unshipped_since,
             on_lag=self._metrics.revocation_held,
@@ -181,7 +182,7 @@ class Worker:
             keys=VaultKeySource(path=settings.vault_key_file, command=settings.vault_key_command),
             allowed_hosts=settings.vendor_hosts,
             log=log,
-            on_loaded=self._models_stale.set,
+            on_loaded=self._on_routes_loaded,
         )
         self._upstream = UpstreamPool(
             make_dial(*_guarded(settings.vendor_hosts, loop), _tls()), now=loop.time
@@ -395,7 +396,7 @@ class Worker:
         """Apply changes; return how many streams were cut for which."""
         cuts: dict[int, int] = {}
         for change in changes:
-            if change.kind == "vendors":
+            if change.kind == VENDORS:
                 self._routes.reload()
             elif change.subject_id is not None:
                 self._authenticator.evict(change.kind, change.subject_id)
@@ -406,6 +407,10 @@ class Worker:
                     self._allowances.recall(change.kind, change.subject_id)
                     self._permits.limit_changed(change.kind, change.subject_id)
         return cuts
+
+    def _on_routes_loaded(self) -> None:
+        self._models_stale.set()
+        self._feed.look_again()
 
     def _on_recall(self, kind: str, subject: str) -> None:
         """Hand units of a month back, or permits: their kinds differ."""

@@ -5,6 +5,7 @@ change holds in every worker at once: its feed hears of it.
 """
 
 import re
+import time
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ import asyncpg
 
 from control_plane.errors import BadArgument, NotFound
 from control_plane.settings import parse_duration
+from control_plane.tenancy.receipts import change_of, wait_for_receipt
 from gateway.sql import load_queries
 
 KINDS: Final = ("token", "user", "workspace", "org")
@@ -39,7 +41,7 @@ class Rate:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Change:
+class LimitChange:
     """A limit's new value; `value` None takes it away."""
 
     name: str  # calls_a_month, rate or concurrency
@@ -68,22 +70,22 @@ def parse_concurrency(text: str, *, field: str) -> int:
 
 def parse_changes(
     *, calls_a_month: str | None, rate: str | None, concurrency: str | None
-) -> list[Change]:
+) -> list[LimitChange]:
     """Return the changes in what was typed; None: not typed. Raises BadArgument."""
-    changes: list[Change] = []
+    changes: list[LimitChange] = []
     if calls_a_month is not None:
         month = (
             None
             if calls_a_month == NONE
             else _parse_whole(calls_a_month, least=0, most=LIMIT_MAX, field="limit")
         )
-        changes.append(Change(name="calls_a_month", value=month))
+        changes.append(LimitChange(name="calls_a_month", value=month))
     if rate is not None:
         window = None if rate == NONE else parse_rate(rate, field="rate")
-        changes.append(Change(name="rate", value=window))
+        changes.append(LimitChange(name="rate", value=window))
     if concurrency is not None:
         cap = None if concurrency == NONE else parse_concurrency(concurrency, field="concurrency")
-        changes.append(Change(name="concurrency", value=cap))
+        changes.append(LimitChange(name="concurrency", value=cap))
     if not changes:
         raise BadArgument("Say what to set: --limit, --rate or --concurrency.", field="limit")
     return changes
@@ -109,9 +111,37 @@ def parse_subject(text: str) -> tuple[str, str | None]:
 
 
 async def set_limits(
-    connection: asyncpg.Connection, subject: str, changes: Sequence[Change]
+    connection: asyncpg.Connection,
+    subject: str,
+    changes: Sequence[LimitChange],
+    *,
+    is_embedded: bool,
 ) -> dict[str, Any]:
     """Change limits of a subject, all or none of them; return what holds for it now.
+
+    `receipt` says which workers hold it; None where nothing was changed. Raises BadArgument,
+    NotFound.
+    """
+    began = time.monotonic()
+    async with connection.transaction():
+        kind, subject_id = await change_limits(connection, subject, changes)
+        rows = await list_limits(connection)
+        xact = await connection.fetchval(_QUERIES["changing_transaction"])
+    receipt = None
+    if xact is not None:
+        change = await change_of(connection, xact)
+        receipt = await wait_for_receipt(connection, change, is_embedded=is_embedded, began=began)
+    found = [row for row in rows if (row["kind"], row["subject_id"]) == (kind, subject_id)]
+    nothing = {
+        "kind": kind, "subject_id": subject_id, "limit": None, "rate": None, "concurrency": None,
+    }  # fmt: skip
+    return {**(found[0] if found else nothing), "receipt": receipt}
+
+
+async def change_limits(
+    connection: asyncpg.Connection, subject: str, changes: Sequence[LimitChange]
+) -> tuple[str, str]:
+    """Change limits within the caller's transaction; return whose: kind and id.
 
     Raises BadArgument, NotFound.
     """
@@ -120,18 +150,14 @@ async def set_limits(
         raise BadArgument(
             "A window or a cap on open calls is on a token or on the org.", field="subject"
         )
-    async with connection.transaction():
-        if subject_id is None:
-            subject_id = await connection.fetchval(_QUERIES["default_org"])
-        org_id = await connection.fetchval(_QUERIES["org_of"], kind, subject_id)
-        if org_id is None or subject_id is None:
-            raise NotFound(f"There is no such {kind}.", field="subject")
-        for change in changes:
-            await _change(connection, kind, subject_id, org_id, change)
-        rows = await list_limits(connection)
-    found = [row for row in rows if (row["kind"], row["subject_id"]) == (kind, subject_id)]
-    nothing = {"limit": None, "rate": None, "concurrency": None}
-    return found[0] if found else {"kind": kind, "subject_id": subject_id, **nothing}
+    if subject_id is None:
+        subject_id = await connection.fetchval(_QUERIES["default_org"])
+    org_id = await connection.fetchval(_QUERIES["org_of"], kind, subject_id)
+    if org_id is None or subject_id is None:
+        raise NotFound(f"There is no such {kind}.", field="subject")
+    for change in changes:
+        await _change(connection, kind, subject_id, org_id, change)
+    return kind, subject_id
 
 
 async def list_limits(connection: asyncpg.Connection) -> list[dict[str, Any]]:
@@ -146,7 +172,7 @@ async def list_limits(connection: asyncpg.Connection) -> list[dict[str, Any]]:
 
 
 async def _change(
-    connection: asyncpg.Connection, kind: str, subject_id: str, org_id: str, change: Change
+    connection: asyncpg.Connection, kind: str, subject_id: str, org_id: str, change: LimitChange
 ) -> None:
     if change.value is None:
         await connection.execute(_QUERIES[f"remove_{change.name}"], kind, subject_id)

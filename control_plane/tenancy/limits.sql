@@ -42,6 +42,11 @@ ON CONFLICT (kind, subject_id) DO UPDATE SET calls = excluded.calls
 -- Let as many calls be open as there are.
 DELETE FROM concurrency_limits WHERE kind = $1 AND subject_id = $2
 
+-- name: changing_transaction
+-- This transaction, if it has logged a change.
+SELECT pg_current_xact_id()::text
+WHERE EXISTS (SELECT FROM change_log WHERE xact = pg_current_xact_id())
+
 -- name: list
 -- What every subject that has a limit may do; nulls where a limit is not set.
 SELECT

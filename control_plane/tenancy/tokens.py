@@ -1,23 +1,23 @@
-"""Gateway tokens: creating, listing, keeping alive, and revoking with a receipt.
+"""Gateway tokens: creating, listing, keeping alive, and revoking with a receipt."""
 
-A revocation is one transaction. Its commit wakes every worker; each cuts the token's streams and
-confirms. The receipt says which workers have confirmed within a bounded wait, and of the others
-when they stop by themselves.
-"""
-
-import asyncio
 import time
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import timedelta
 from typing import Any, Final
 
 import asyncpg
 
 from control_plane.errors import BadArgument, NotFound, Refused
 from control_plane.settings import TOKEN_LIFE_MAX
-from control_plane.tenancy.limits import LIMIT_MAX, Change, Rate, set_limits
+from control_plane.tenancy.limits import LIMIT_MAX, LimitChange, Rate, change_limits
+from control_plane.tenancy.receipts import (
+    CONFIRMATION_SECONDS_MAX,
+    Change,
+    change_of,
+    wait_for_receipt,
+)
 from gateway.auth.token import digest, hint, is_well_formed
 from gateway.ids import IdMaker
 from gateway.sql import load_queries
@@ -27,21 +27,13 @@ NAME_CHARS_MAX: Final = 200
 MODELS_MAX: Final = 100
 MODEL_CHARS_MAX: Final = 256
 
-CONFIRMATION_SECONDS_MAX: Final = 2.0  # that a revocation waits for its workers
-POLL_SECONDS: Final = 0.005
-POLL_SECONDS_MAX: Final = 0.05
-LEASE_DEFAULT: Final = timedelta(seconds=15)  # of workers that the database may not know
-
 _QUERIES: Final = load_queries(__package__, "tokens.sql")
 _CREATE = _QUERIES["create"]
 _RENEW = _QUERIES["renew"]
 _ANY_EXISTS = _QUERIES["any_exists"]
 _LIST = _QUERIES["list"]
 _REVOKE = _QUERIES["revoke"]
-_CHANGE_OF = _QUERIES["change_of"]
 _EARLIER_CHANGE = _QUERIES["earlier_change"]
-_WORKERS = _QUERIES["workers"]
-_STARTED_WITHIN_A_LEASE = _QUERIES["started_within_a_lease"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,7 +102,7 @@ async def create_token(
         if row is None:
             raise Refused("This database has no org to create a token in.")
         changes = [
-            Change(name=name, value=value)
+            LimitChange(name=name, value=value)
             for name, value in (
                 ("calls_a_month", token.limit),
                 ("rate", token.rate),
@@ -119,7 +111,7 @@ async def create_token(
             if value is not None
         ]
         if changes:
-            await set_limits(connection, f"token:{row['id']}", changes)
+            await change_limits(connection, f"token:{row['id']}", changes)
     created = {name: row[name] for name in ("name", "scopes", "models", "created_at", "expires_at")}
     limits = {
         "limit": token.limit,
@@ -175,75 +167,20 @@ async def revoke_token(
     subject = _parse_id(token_id)
     row = await connection.fetchrow(_REVOKE, subject)
     if row is None:
-        change = await connection.fetchrow(_EARLIER_CHANGE, subject)
-        if change is None:
+        earlier = await connection.fetchrow(_EARLIER_CHANGE, subject)
+        if earlier is None:
             raise NotFound("There is no token with this id: `kaixu token list` has them.")
+        change = Change(ordinal=earlier["ordinal"], committed_at=earlier["at"])
     else:
-        change = await connection.fetchrow(_CHANGE_OF, subject, row["xact"])
-        assert change is not None, "a revocation logs its change"
-    ordinal, committed_at = change["ordinal"], change["at"]
-
-    workers = await _wait_for_workers(
-        connection, ordinal, committed_at, deadline=began + wait_seconds
+        change = await change_of(connection, row["xact"])
+    receipt = await wait_for_receipt(
+        connection, change, is_embedded=is_embedded, began=began, wait_seconds=wait_seconds
     )
     if row is None:  # what was cut, was cut by the revocation before
-        for worker in workers:
+        receipt["streams_cut"] = 0
+        for worker in receipt["workers"]:
             worker["streams_cut"] = 0
-    complete = all(worker["state"] == "confirmed" for worker in workers)
-    if complete and not is_embedded:
-        complete = not await connection.fetchval(_STARTED_WITHIN_A_LEASE, LEASE_DEFAULT)
-    return {
-        "token_id": str(subject),
-        "ordinal": ordinal,
-        "committed_at": committed_at,
-        "complete": complete,
-        "took_ms": round((time.monotonic() - began) * 1000, 1),
-        "streams_cut": sum(worker["streams_cut"] or 0 for worker in workers),
-        "workers": workers,
-    }
-
-
-async def _wait_for_workers(
-    connection: asyncpg.Connection,
-    ordinal: int | None,
-    committed_at: datetime,
-    *,
-    deadline: float,
-) -> list[dict[str, Any]]:
-    """Return every worker's part of the receipt, once all live ones confirmed or at the deadline.
-
-    A change that the log has no more was applied by everyone long ago.
-    """
-    pause = POLL_SECONDS
-    while True:
-        rows = await connection.fetch(_WORKERS, ordinal or 0, committed_at)
-        is_late = time.monotonic() + pause > deadline
-        workers = [_worker(row, trust_applied=is_late or ordinal is None) for row in rows]
-        if is_late or not any(worker["state"] == "pending" for worker in workers):
-            return workers
-        await asyncio.sleep(pause)
-        pause = min(pause * 1.5, POLL_SECONDS_MAX)
-
-
-def _worker(row: asyncpg.Record, *, trust_applied: bool) -> dict[str, Any]:
-    """Return a worker's part of the receipt.
-
-    A worker confirms every change that it hears of. One that began later, or had to start over,
-    holds the change without having heard of it: its heartbeats say up to where it has read.
-    """
-    confirmed_at = row["confirmed_at"]
-    if confirmed_at is None and row["has_applied"] and (row["began_later"] or trust_applied):
-        confirmed_at = row["heartbeat_at"]
-    is_confirmed = confirmed_at is not None
-    return {
-        "worker_id": row["worker_id"],
-        "machine": row["machine"],
-        "state": "confirmed" if is_confirmed else "pending" if row["is_live"] else "unknown",
-        "confirmed_at": confirmed_at,
-        "streams_cut": (row["streams_cut"] or 0) if is_confirmed else None,
-        "admission_stops_at": None if is_confirmed else row["admission_stops_at"],
-        "streams_stop_at": None if is_confirmed else row["streams_stop_at"],
-    }
+    return {"token_id": str(subject), **receipt}
 
 
 def _parse_id(text: str) -> uuid.UUID:

@@ -42,11 +42,6 @@ ORDER BY t.created_at DESC, t.id DESC
 UPDATE tokens SET revoked_at = clock_timestamp() WHERE id = $1 AND revoked_at IS NULL
 RETURNING pg_current_xact_id()::text AS xact
 
--- name: change_of
--- The change that a transaction logged for a token.
-SELECT ordinal, at FROM change_log
-WHERE xact = $2::text::xid8 AND kind = 'token' AND subject_id = $1 AND effect = 'dead'
-
 -- name: earlier_change
 -- The change that ended a token earlier; without an ordinal where the log was pruned since.
 SELECT c.ordinal, coalesce(c.at, t.revoked_at) AS at
@@ -57,25 +52,3 @@ LEFT JOIN LATERAL (
     ORDER BY ordinal DESC LIMIT 1
 ) AS c ON true
 WHERE t.id = $1
-
--- name: workers
--- Every worker that may still admit calls or run streams, and whether a change holds in it.
-SELECT
-    w.id::text AS worker_id, w.machine, c.at AS confirmed_at, c.streams_cut,
-    w.applied >= $1 AS has_applied,
-    w.started_at > $2 AS began_later,
-    w.heartbeat_at,
-    w.heartbeat_at + w.lease > clock_timestamp() AS is_live,
-    w.heartbeat_at + w.lease AS admission_stops_at,
-    w.heartbeat_at + w.lease + w.offline_stream_grace AS streams_stop_at
-FROM workers AS w
-LEFT JOIN confirmations AS c ON c.worker_id = w.id AND c.ordinal = $1
-WHERE w.ended_at IS NULL
-    AND w.heartbeat_at + w.lease + w.offline_stream_grace > clock_timestamp()
-ORDER BY w.machine, w.started_at, w.id
-
--- name: started_within_a_lease
--- Whether the server began so recently that workers may be out there which it has not heard of.
-SELECT pg_postmaster_start_time() + greatest(
-    $1, (SELECT max(lease) FROM workers WHERE ended_at IS NULL)
-) > clock_timestamp()

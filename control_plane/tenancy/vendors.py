@@ -4,6 +4,7 @@ A key is sealed here, to the gateways' public key, together with the id, kind, o
 version that it was entered for. Nothing in this plane can open it again.
 """
 
+import time
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -13,6 +14,7 @@ import asyncpg
 
 from control_plane.errors import BadArgument, NotFound, Refused
 from control_plane.tenancy.aliases import list_aliases
+from control_plane.tenancy.receipts import change_of, wait_for_receipt
 from control_plane.tenancy.routes import check_routes
 from control_plane.tenancy.tokens import check_model_patterns
 from gateway.connect_guard import BaseUrl, BaseUrlInvalid, check_base_url
@@ -225,8 +227,14 @@ async def rotate_vendor(connection: asyncpg.Connection, name: str, key: str) -> 
     }
 
 
-async def remove_vendor(connection: asyncpg.Connection, name: str) -> dict[str, Any]:
-    """Remove a vendor and forget its key. Raises NotFound; Refused where aliases lead to it."""
+async def remove_vendor(
+    connection: asyncpg.Connection, name: str, *, is_embedded: bool
+) -> dict[str, Any]:
+    """Remove a vendor and forget its key; `receipt` says which workers call it no more.
+
+    Calls that are open end by themselves. Raises NotFound; Refused where aliases lead to it.
+    """
+    began = time.monotonic()
     async with connection.transaction():
         await connection.execute(_LOCK)
         row = _named(await connection.fetch(_LIST), name)
@@ -236,9 +244,12 @@ async def remove_vendor(connection: asyncpg.Connection, name: str) -> dict[str, 
                 f"The alias '{aliases[0]}' leads to this vendor: set it anew, or remove it first.",
                 field="name",
             )
-        await connection.execute(_REMOVE, row["id"])
+        xact = await connection.fetchval(_REMOVE, row["id"])
         await _check_and_settle(connection)
-    return {"name": name, "removed": True}
+    receipt = await wait_for_receipt(
+        connection, await change_of(connection, xact), is_embedded=is_embedded, began=began
+    )
+    return {"name": name, "removed": True, "receipt": receipt}
 
 
 # ---------------------------------------------------------------------------------- gateway keys

@@ -50,6 +50,7 @@ UPDATE vendors SET is_default = $2 WHERE id = $1
 -- Remove a vendor, and forget its key.
 UPDATE vendors SET removed_at = clock_timestamp(), is_default = false, sealed_key = ''
 WHERE id = $1
+RETURNING pg_current_xact_id()::text
 
 -- name: find
 -- Whether the operator has a vendor of this name.

@@ -18,7 +18,7 @@ import asyncpg
 
 from gateway.auth.feed_connection import FeedConnection, FeedLost, Page, Worker
 from gateway.auth.lease import Lease
-from gateway.auth.recent_changes import Change, RecentChanges
+from gateway.auth.recent_changes import VENDORS, Change, RecentChanges
 from gateway.clock import DatabaseClock
 from gateway.errors import GatewayError
 
@@ -51,6 +51,7 @@ class Feed:
         on_changes: Callable[[Sequence[Change]], Mapping[int, int]],
         on_reset: Callable[[], Awaitable[None]],
         on_recall: Callable[[str, str], None],
+        vendors_hold: Callable[[], bool] = lambda: True,
         on_stale_streams: Callable[[], None],
         unshipped_since: Callable[[], float | None],
         on_lag: Callable[[float], None] = lambda _seconds: None,
@@ -64,6 +65,8 @@ class Feed:
         - `on_changes(changes)`: applies them, and returns ordinal → streams cut for it, where any.
         - `on_reset()`: forgets everything, in its first step; then looks up what is in use. A
           GatewayError means that it could not, and it is called again.
+        - `vendors_hold()` says whether the last change to vendors that `on_changes` told of holds;
+          where it takes time, `look_again` is called once it does.
         - `on_recall(kind, subject_id)`: blocks of this subject are wanted back.
         - `on_stale_streams()`: the database has been away for so long that open streams must end;
           once an outage.
@@ -84,6 +87,7 @@ class Feed:
         self._on_changes = on_changes
         self._on_reset = on_reset
         self._on_recall = on_recall
+        self._vendors_hold = vendors_hold
         self._on_stale_streams = on_stale_streams
         self._unshipped_since = unshipped_since
         self._on_lag = on_lag
@@ -100,6 +104,7 @@ class Feed:
         )
         self._recent = RecentChanges()
         self._unconfirmed: dict[int, int] = {}  # ordinal → streams cut
+        self._not_yet: set[int] = set()  # of these, what waits for `vendors_hold`
         self._place: tuple[int, str] | None = None  # ordinal and id of the last change applied
         self._owes_reset = False
         self._wake = asyncio.Event()
@@ -174,7 +179,7 @@ class Feed:
         sent = self._clock.boottime()
         heartbeat = await connection.heartbeat(
             self._worker,
-            applied=None if self._place is None else self._place[0],
+            applied=self._holding,
             unshipped_since=self._unshipped_since(),
         )
         received = self._clock.boottime()
@@ -208,13 +213,18 @@ class Feed:
         self._place = page.changes[-1].ordinal, page.last_id
         for change in page.changes:
             self._unconfirmed[change.ordinal] = cuts.get(change.ordinal, 0)
+            if change.kind == VENDORS:
+                self._not_yet.add(change.ordinal)
         while len(self._unconfirmed) > UNCONFIRMED_MAX:
-            del self._unconfirmed[next(iter(self._unconfirmed))]
+            oldest = next(iter(self._unconfirmed))
+            del self._unconfirmed[oldest]
+            self._not_yet.discard(oldest)
         self._on_lag(max(0.0, self._clock.latest() - page.oldest_at))
 
     async def _reset(self, page: Page) -> None:
         """Start over at the head of a database that is not the one it was."""
         self._owes_reset = True
+        self._not_yet.clear()
         self._unconfirmed.clear()  # their ordinals belong to other changes now
         self._start_at(page.head, page.head_id)
         try:
@@ -230,9 +240,28 @@ class Feed:
 
     async def _confirm(self, connection: FeedConnection) -> None:
         """Tell what holds here; what is not told for a lost connection is told on the next."""
-        if self._unconfirmed:
-            await connection.confirm(self._worker, self._unconfirmed)
-            self._unconfirmed.clear()
+        if self._not_yet and self._vendors_hold():
+            self._not_yet.clear()
+        told = {
+            ordinal: cut
+            for ordinal, cut in self._unconfirmed.items()
+            if ordinal not in self._not_yet
+        }
+        if told:
+            await connection.confirm(self._worker, told)
+            for ordinal in told:
+                del self._unconfirmed[ordinal]
+
+    def look_again(self) -> None:
+        """Confirm what `vendors_hold` says of by now."""
+        self._wake.set()
+
+    @property
+    def _holding(self) -> int | None:
+        """The ordinal up to which every change holds, for the heartbeat."""
+        if self._place is None:
+            return None
+        return min(self._not_yet) - 1 if self._not_yet else self._place[0]
 
     async def _wait(self) -> None:
         """Wait for a notification, the end of the connection, or the next heartbeat's time."""

@@ -4,6 +4,7 @@ from collections import deque
 from collections.abc import Iterable
 from typing import Final, NamedTuple
 
+VENDORS: Final = "vendors"  # the kind of a change to vendors or aliases
 CHANGES_KEPT_MAX: Final = 10_000  # a lookup that took longer than these is made again
 
 

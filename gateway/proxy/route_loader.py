@@ -51,6 +51,7 @@ class RouteLoader:
         self._keys = keys or VaultKeySource()
         self._opened: Mapping[str, OpenedVendor] = {}  # by id, those that can be called
         self._lacks_vault_key = False
+        self._is_current = False
         self._allowed_hosts = allowed_hosts
         self._log = log
         self._on_loaded = on_loaded
@@ -70,8 +71,14 @@ class RouteLoader:
         """Whether vendors can't be called because this gateway has no vault key at all."""
         return self._lacks_vault_key and self._vault.is_sealed
 
+    @property
+    def is_current(self) -> bool:
+        """Whether the table has everything that `reload` was called for."""
+        return self._is_current
+
     def reload(self) -> None:
         """Load again: something about vendors or aliases has changed."""
+        self._is_current = False
         self._stale.set()
 
     async def run(self) -> None:
@@ -116,6 +123,7 @@ class RouteLoader:
             [_target(vendor) for vendor in vendors if vendor.kind in KINDS],
             {alias.name: (alias.vendor_name, alias.model) for alias in aliases},
         )
+        self._is_current = not self._stale.is_set()
         self.loaded.set()
         self._on_loaded()
 

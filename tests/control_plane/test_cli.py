@@ -180,6 +180,8 @@ def test_limits_are_set_listed_and_taken_away(run: Run) -> None:
     assert (made["limit"], made["rate"], made["concurrency"]) == (None, "60/60s", 4)
     subject = f"token:{made['id']}"
     changed = run("limit", "set", subject, "--limit", "9", "--rate", "none", "--json").document
+    receipt = changed.pop("receipt")
+    assert (receipt["workers"], receipt["streams_cut"]) == ([], 0)
     assert changed == {
         "kind": "token", "subject_id": made["id"], "limit": 9, "rate": None, "concurrency": 4,
     }  # fmt: skip
@@ -191,6 +193,8 @@ def test_limits_are_set_listed_and_taken_away(run: Run) -> None:
     assert "1000/3600s" in run("limit", "list").stdout
     run("limit", "set", "org", "--rate", "none")
     run("limit", "set", subject, "--limit", "none", "--concurrency", "none")
+    again = run("limit", "set", subject, "--limit", "none", "--json").document
+    assert again["receipt"] is None, "nothing was changed"
     assert run("limit", "list").stdout == "There is no limit.\n"
 
 

@@ -78,7 +78,7 @@ async def test_the_first_vendor_of_a_format_is_its_default_until_another_one_is(
     assert await defaults() == ["openai", "claude"]
     await add_vendor(owner, vendor("xai", base_url="https://api.x.ai/v1", is_default=True))
     assert await defaults() == ["claude", "xai"]
-    await remove_vendor(owner, "xai")
+    await remove_vendor(owner, "xai", is_embedded=True)
     assert await defaults() == ["openai", "claude"]
 
 
@@ -187,12 +187,12 @@ async def test_a_removed_vendor_leaves_no_key_behind(owner: asyncpg.Connection) 
     await add_vendor(owner, vendor())
     await set_alias(owner, "fast", "openai/gpt-5")
     with pytest.raises(Refused, match="fast"):
-        await remove_vendor(owner, "openai")
+        await remove_vendor(owner, "openai", is_embedded=True)
     await remove_alias(owner, "fast")
-    await remove_vendor(owner, "openai")
+    await remove_vendor(owner, "openai", is_embedded=True)
     assert await owner.fetchval("SELECT sealed_key FROM vendors") == b""
     with pytest.raises(NotFound):
-        await remove_vendor(owner, "openai")
+        await remove_vendor(owner, "openai", is_embedded=True)
     with pytest.raises(NotFound):
         await rotate_vendor(owner, "openai", KEY)
 
@@ -223,5 +223,5 @@ async def test_each_change_wakes_the_gateways(owner: asyncpg.Connection) -> None
     assert await changes() == 3
     await remove_alias(owner, "fast")
     assert await changes() == 4
-    await remove_vendor(owner, "openai")
+    await remove_vendor(owner, "openai", is_embedded=True)
     assert await changes() == 5

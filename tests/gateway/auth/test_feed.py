@@ -457,8 +457,11 @@ async def test_a_recall_is_heard_and_nonsense_is_not(
     subject_id = str(uuid.uuid4())
     for payload in ("", "token", f"planet:{subject_id}", "token:not-an-id", f"org:{subject_id}"):
         await owner.execute("SELECT pg_notify('kaixu_recall', $1)", payload)
-    await worker.until(lambda: bool(worker.recalls))
-    assert worker.recalls == [("org", subject_id)]
+    permits = [("rate-address", "2001:db8::/64"), ("open-token", subject_id)]
+    for kind, subject in permits:
+        await owner.execute("SELECT pg_notify('kaixu_recall', $1)", f"{kind}:{subject}")
+    await worker.until(lambda: len(worker.recalls) > len(permits))
+    assert worker.recalls == [("org", subject_id), *permits]
 
 
 async def test_a_database_that_hangs_ends_the_lease_on_time_and_streams_once_the_grace_is_over(
@@ -569,3 +572,43 @@ async def test_changes_that_could_not_be_applied_stop_the_worker(
         await worker.runs_on_after(revoke(owner, token_id))
     assert caught.group_contains(OSError)
     assert await owner.fetchval("SELECT count(*) FROM confirmations") == 0
+
+
+async def test_a_change_to_vendors_is_confirmed_once_it_holds(
+    connect: Connect, owner: asyncpg.Connection, seed: Any
+) -> None:
+    """Its table takes a while to load; other changes are confirmed meanwhile."""
+    _, token_id = await seed.token()
+    holds = False
+    worker = Worker(connect, vendors_hold=lambda: holds)
+
+    async def confirmed() -> set[str]:
+        rows = await owner.fetch(
+            "SELECT l.kind FROM confirmations AS c JOIN change_log AS l USING (ordinal)"
+        )
+        return {row["kind"] for row in rows}
+
+    async def applied() -> int:
+        ordinal: int = await owner.fetchval("SELECT applied FROM workers WHERE id = $1", worker.id)
+        return ordinal
+
+    async with worker.running():
+        before = await owner.fetchval("SELECT last FROM change_head")
+        await owner.execute("INSERT INTO aliases VALUES ('a', 'v', 'm')")
+        await owner.execute("UPDATE tokens SET revoked_at = now()")
+        await worker.applies(token_id)
+        async with asyncio.timeout(WAIT_SECONDS):
+            while await confirmed() != {"token"}:  # noqa: ASYNC110 - in the database
+                await asyncio.sleep(0.01)
+        beats = worker.heartbeats
+        await worker.until(lambda: worker.heartbeats > beats + 1)
+        assert await confirmed() == {"token"}
+        assert await applied() == before, "what is not confirmed is not told to be applied"
+        holds = True
+        worker.feed.look_again()
+        async with asyncio.timeout(WAIT_SECONDS):
+            while await confirmed() != {"token", "vendors"}:  # noqa: ASYNC110 - in the database
+                await asyncio.sleep(0.01)
+        beats = worker.heartbeats
+        await worker.until(lambda: worker.heartbeats > beats + 1)
+        assert await applied() == before + 2
