@@ -1,14 +1,19 @@
 """A monthly limit is never exceeded, and is used to its last unit."""
 
 import asyncio
+import json
 import os
 import random
+import shutil
 import signal
+import tempfile
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Final
 
+import aiohttp
 import asyncpg
 import pytest
 
@@ -20,6 +25,7 @@ pytestmark = pytest.mark.journey
 LIMIT: Final = 500
 CALLS: Final = 2_000
 EACH_WORKER_MIN: Final = 50
+WIDE_WORKERS: Final = 16
 SECONDS_MAX: Final = 120.0
 
 
@@ -150,3 +156,31 @@ def settled_rows(product: Product, token_id: str) -> list[Row]:
     """Return the first rows of a token's calls: corrections are about a call that has one."""
     rows = [row for row in product.events() if row["token_id"] == token_id]
     return [row for row in rows if row["corrects"] is None]
+
+
+@pytest.fixture(scope="module")
+def wide() -> Iterator[Product]:
+    """A machine with many workers, each of which holds units that another one may need."""
+    folder = Path(tempfile.mkdtemp(prefix="kaixu-journey-"))
+    started = Product.start(folder / "data", workers=WIDE_WORKERS)
+    yield started
+    started.destroy()
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.mark.parametrize("limit", [1, 7, 100, 500])
+async def test_one_client_may_use_what_many_workers_hold_to_the_last_unit(
+    wide: Product, limit: int
+) -> None:
+    token, _ = wide.new_token("--limit", str(limit))
+    request = call("openai", token=token, model=f"wide-{limit}", stream=False, words=1)
+    warm = min(2 * WIDE_WORKERS, limit // 2)  # connections of their own spread over the workers
+    answers = await asyncio.gather(*(send(wide.url, request) for _ in range(warm)))
+    assert {answer.status for answer in answers} <= {200}
+    body = json.dumps(request.body)
+    headers = {"content-type": "application/json", **request.headers}
+    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=1)) as client:
+        for number in range(warm, limit + 1):
+            async with client.post(wide.url + request.path, data=body, headers=headers) as answer:
+                assert answer.status == (200 if number < limit else 429), f"call {number + 1}"
+                await answer.read()
