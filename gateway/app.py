@@ -49,6 +49,7 @@ from gateway.proxy.refusal_log import RefusalLog
 from gateway.proxy.relay import RelayTimes
 from gateway.proxy.route_loader import RouteLoader
 from gateway.proxy.upstream import Origin, UpstreamPool, make_dial
+from gateway.proxy.vendor_credentials import TokenKeeper
 from gateway.settings import Settings
 from gateway.sql import DATABASE_FAULTS
 from gateway.vendors.vault import Vault
@@ -171,11 +172,12 @@ class Worker:
             Vault(settings.vault_keys),
             allowed_hosts=settings.vendor_hosts,
             log=log,
-            on_loaded=self._models_stale.set,
+            on_loaded=self._on_routes,
         )
         self._upstream = UpstreamPool(
             make_dial(*_guarded(settings.vendor_hosts, loop), _tls()), now=loop.time
         )
+        self._token_keeper = TokenKeeper(self._upstream, now=time.time, log=log)
         models = ModelDirectory()
         self._model_refresh = ModelRefresh(models, self._upstream)
         self._refusals = RefusalLog(pool, worker_id=self._id, now=time.time)
@@ -206,6 +208,7 @@ class Worker:
             ),
             loop=loop,
             cors_origins=settings.cors_origins,
+            credential_ready=self._token_keeper.ready,
         )
         self._lane = Lane(
             self._calls.handle,
@@ -242,6 +245,7 @@ class Worker:
                 for loop in (
                     self._routes.run(),
                     self._refresh_models(),
+                    self._token_keeper.run(),
                     self._recover(),
                     self._ledger.run_housekeeping(),
                     self._refusals.run(),
@@ -417,6 +421,10 @@ class Worker:
             token_id=None if caller is None else caller.token_id,
             limit_kind=error.limit_kind,
         )
+
+    def _on_routes(self) -> None:
+        self._token_keeper.adopt(self._routes.table())
+        self._models_stale.set()
 
     def _on_journal_fault(self, word: str) -> None:
         self._journal_fault_at = self._loop.time()

@@ -102,4 +102,5 @@ def _target(vendor: OpenedVendor) -> Target:
         credential=vendor.credential,
         key=vendor.key,
         problem=vendor.problem,
+        signer=vendor.signer,
     )

@@ -14,8 +14,8 @@ from cryptography.exceptions import InvalidTag
 from gateway.connect_guard import BaseUrl, BaseUrlInvalid, check_base_url
 from gateway.sql import load_queries
 from gateway.vendors import seal
+from gateway.vendors.credential import KeyUnusable, Signer
 from gateway.vendors.registry import KINDS
-from gateway.vendors.vendor import KeyUnusable
 
 # What a simulator is called with: it takes any key, and this one opens nothing.
 SIMULATOR_KEY: Final = b"kaixu-simulator-needs-no-key"
@@ -38,8 +38,8 @@ class KeyNotOpened(Exception):
 class OpenedVendor:
     """A vendor that calls can go to.
 
-    With a `problem` none can: `key` and `credential` are empty then, and where the base URL is at
-    fault, it leads nowhere.
+    With a `problem` none can: `key`, `credential` and `signer` are empty then, and where the base
+    URL is at fault, it leads nowhere.
     """
 
     id: str
@@ -56,6 +56,7 @@ class OpenedVendor:
     credential: tuple[bytes, bytes] = field(repr=False)
     key: bytes = field(repr=False)
     problem: str | None = None
+    signer: Signer | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -134,6 +135,7 @@ def _opened(
 ) -> OpenedVendor:
     kind = KINDS.get(row["kind"])
     base_url, key, credential, problem = NOWHERE, b"", _NO_CREDENTIAL, None
+    signer: Signer | None = None
     try:
         base_url = check_base_url(
             row["base_url"], allow_private=row["is_private"], allowed_hosts=allowed_hosts
@@ -143,10 +145,11 @@ def _opened(
         else:
             key = _key(row, base_url, vault)
             credential = kind.credential_header(key)
+            signer = None if kind.open_signer is None else kind.open_signer(key, base_url)
     except (BaseUrlInvalid, KeyNotOpened) as error:
         problem = str(error)
     except KeyUnusable as error:
-        key, problem = b"", str(error)
+        key, credential, problem = b"", _NO_CREDENTIAL, str(error)
     return OpenedVendor(
         id=str(row["id"]),
         org_id=None if row["org_id"] is None else str(row["org_id"]),
@@ -162,6 +165,7 @@ def _opened(
         credential=credential,
         key=key,
         problem=problem,
+        signer=signer,
     )
 
 
