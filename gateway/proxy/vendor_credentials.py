@@ -62,7 +62,7 @@ class _Account:
     failures: int = 0
     next_try: float = float("-inf")  # not before, in Unix seconds
     busy: bool = False
-    settled: asyncio.Event = field(default_factory=asyncio.Event)  # a first exchange has ended
+    settled: asyncio.Event = field(default_factory=asyncio.Event)  # no exchange is to be waited for
 
     @property
     def one(self) -> ServiceAccount:
@@ -137,6 +137,7 @@ class TokenKeeper:
                     now = self._now()
                     if not account.busy and now >= account.next_try and account.one.is_due(now):
                         account.busy = True
+                        account.settled.clear()
                         exchanges.create_task(self._refresh(account))
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(self._look_seconds):
