@@ -111,7 +111,7 @@ STORED: Final = re.compile(
 NOT_YOURS: Final = "a stored object becomes our 404"
 UNMETERED: Final = "an answer that could not be metered becomes our 400"
 # What the gateway refuses by itself: status, reason, and how many exchanges there are.
-REFUSALS: Final = {NOT_YOURS: (404, "not_yours", 12), UNMETERED: (400, "body_invalid", 2)}
+REFUSALS: Final = {NOT_YOURS: (404, "not_yours", 13), UNMETERED: (400, "body_invalid", 2)}
 BACKGROUND: Final = re.compile(rb'"background": ?true')
 
 pytestmark = [

@@ -8,10 +8,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
-import botocore.auth
 import pytest
-from botocore.awsrequest import AWSRequest
-from botocore.credentials import Credentials
 from botocore.eventstream import EventStreamBuffer
 
 from gateway.errors import TokenRevoked
@@ -22,7 +19,7 @@ from gateway.vendors.vertex import ServiceAccount
 from tests.gateway.metering.aws_messages import event, exception
 from tests.gateway.proxy.rig import DEADLINE_SECONDS, TOKEN, Rig, StayOpen
 from tests.gateway.proxy.test_calls import answers, chunk, plain
-from tests.gateway.vendors.cloud_keys import AWS, service_account
+from tests.gateway.vendors.cloud_keys import AWS, is_signed, service_account
 
 CONVERSE = {"messages": [{"role": "user", "content": [{"text": "hi"}]}]}
 NOVA = "/model/amazon.nova-micro-v1%3A0"
@@ -51,24 +48,6 @@ def cloud(rig: Rig, kind: str, key: bytes, **changes: Any) -> Target:
 
 def aws(rig: Rig, **members: Any) -> Target:
     return cloud(rig, "bedrock", json.dumps({**AWS, **members}).encode())
-
-
-def is_signed(head: bytes, body: bytes) -> bool:
-    """Whether AWS would take a request: its own client signs the same, from what arrived."""
-    first, *lines = head.decode().split("\r\n")
-    method, path, _ = first.split(" ")
-    headers = dict(line.split(": ", 1) for line in lines if line)
-    request = AWSRequest(method=method, url=f"http://{headers['host']}{path}", data=body)
-    names = re.search(r"SignedHeaders=([^,]+)", headers["authorization"])
-    assert names is not None
-    for name in names[1].split(";"):
-        request.headers[name] = headers[name]
-    request.context["timestamp"] = headers["x-amz-date"]
-    auth = botocore.auth.SigV4Auth(
-        Credentials(AWS["access_key_id"], AWS["secret_access_key"]), "bedrock", "us-east-1"
-    )
-    to_sign = auth.string_to_sign(request, auth.canonical_request(request))
-    return headers["authorization"].endswith("Signature=" + auth.signature(to_sign, request))
 
 
 async def test_a_request_is_signed_as_it_arrives(rig: Rig) -> None:
