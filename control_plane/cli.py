@@ -36,6 +36,7 @@ from control_plane.settings import (
     read_secret_file,
 )
 from control_plane.tenancy.aliases import list_aliases, remove_alias, set_alias
+from control_plane.tenancy.aws_environment import aws_key
 from control_plane.tenancy.limits import (
     list_limits,
     parse_changes,
@@ -192,9 +193,12 @@ def gateway_command(*, place: DatabasePlace, as_json: bool) -> None:
 @command(vendor, "add")
 @click.argument("name")
 @click.option("--preset", help="The known vendor that it is [default: the one of its name].")
-@click.option("--kind", help="How it is called: openai, anthropic, gemini, cohere, ollama.")
+@click.option(
+    "--kind",
+    help="How it is called: openai, anthropic, gemini, cohere, ollama, azure, bedrock, vertex.",
+)
 @click.option("--base-url", help="As one gives it to the SDK of that kind.")
-@click.option("--key-file", help="A file with its key; - for stdin.")
+@click.option("--key-file", help="A file with its key; - for stdin. Bedrock: else AWS_… is read.")
 @click.option("--private", is_flag=True, help="Allow http and private addresses.")
 @click.option("--default", "is_default", is_flag=True, help="For models that nobody claims.")
 @click.option("--models", help="Globs of the models that it takes, with commas between.")
@@ -223,14 +227,15 @@ def vendor_add(
 
     A known vendor's name says how and where it is called: openai, anthropic, gemini, mistral, groq,
     deepseek, xai, openrouter, cerebras, perplexity, together, fireworks, cohere, voyage,
-    huggingface, zai, alibaba; on this machine and without a key ollama, ollama-native,
-    vllm, lmstudio.
+    huggingface, zai, alibaba, vertex; with a base URL of their own azure, bedrock; on this machine
+    and without a key ollama, ollama-native, vllm, lmstudio.
     """
+    key = _read_key(key_file) if key_file else aws_key(os.environ, kind or preset or name)
     said = NewVendor(
         name=name,
         kind=kind or "",
         base_url=base_url or "",
-        key="" if key_file is None else _read_key(key_file),
+        key=key,
         is_private=private,
         is_default=is_default,
         models=parse_list(models, field="models"),

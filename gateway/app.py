@@ -52,6 +52,7 @@ from gateway.proxy.refusal_log import RefusalLog
 from gateway.proxy.relay import RelayTimes
 from gateway.proxy.route_loader import RouteLoader
 from gateway.proxy.upstream import Origin, UpstreamPool, make_dial
+from gateway.proxy.vendor_credentials import TokenKeeper
 from gateway.settings import Settings
 from gateway.sql import DATABASE_FAULTS
 from gateway.vendors.vault import Vault
@@ -187,6 +188,7 @@ class Worker:
         self._upstream = UpstreamPool(
             make_dial(*_guarded(settings.vendor_hosts, loop), _tls()), now=loop.time
         )
+        self._token_keeper = TokenKeeper(self._upstream, now=time.time, log=log)
         models = ModelDirectory()
         self._model_refresh = ModelRefresh(models, self._upstream)
         self._refusals = RefusalLog(pool, worker_id=self._id, now=time.time)
@@ -219,6 +221,7 @@ class Worker:
             loop=loop,
             cors_origins=settings.cors_origins,
             address_window=_address_window(settings),
+            credential_ready=self._token_keeper.ready,
         )
         self._lane = Lane(
             self._calls.handle,
@@ -256,6 +259,7 @@ class Worker:
                 for loop in (
                     self._routes.run(),
                     self._refresh_models(),
+                    self._token_keeper.run(),
                     self._recover(),
                     self._ledger.run_housekeeping(),
                     self._refusals.run(),
@@ -409,6 +413,7 @@ class Worker:
         return cuts
 
     def _on_routes_loaded(self) -> None:
+        self._token_keeper.adopt(self._routes.table())
         self._models_stale.set()
         self._feed.look_again()
 

@@ -19,10 +19,10 @@ from control_plane.tenancy.routes import check_routes
 from control_plane.tenancy.tokens import check_model_patterns
 from gateway.connect_guard import BaseUrl, BaseUrlInvalid, check_base_url
 from gateway.sql import load_queries
-from gateway.vendors.presets import PLACEHOLDER_KEY, PRESETS, Preset
+from gateway.vendors.credential import KeyUnusable
+from gateway.vendors.presets import BASE_URL_FORMS, PLACEHOLDER_KEY, PRESETS, Preset
 from gateway.vendors.registry import KINDS, InvalidVendorName, check_vendor_name
 from gateway.vendors.seal import info, seal
-from gateway.vendors.vendor import KeyUnusable
 
 _QUERIES: Final = load_queries(__package__, "vendors.sql")
 _LOCK = _QUERIES["lock"]
@@ -135,6 +135,11 @@ def with_preset(
         )
     elif usage_unasked is not None:
         vendor = replace(vendor, usage_unasked=usage_unasked)
+    if not vendor.base_url and vendor.kind in BASE_URL_FORMS:
+        raise BadArgument(
+            f"--base-url is missing. For {vendor.kind} it is {BASE_URL_FORMS[vendor.kind]}",
+            field="base-url",
+        )
     for value, name in ((vendor.kind, "kind"), (vendor.base_url, "base-url")):
         if not value:
             raise BadArgument(
@@ -180,17 +185,21 @@ def check_vendor(vendor: NewVendor, *, allowed_hosts: frozenset[str] | None = No
         raise BadArgument(
             f"There is no kind '{vendor.kind}'; there are {', '.join(KINDS)}.", field="kind"
         )
+    base_url = _base_url(vendor.base_url, is_private=vendor.is_private, allowed_hosts=allowed_hosts)
     if not vendor.is_simulator:
-        check_key(vendor.kind, vendor.key)
+        check_key(vendor.kind, vendor.key, base_url)
     if vendor.models is not None:
         check_model_patterns(vendor.models)
-    return _base_url(vendor.base_url, is_private=vendor.is_private, allowed_hosts=allowed_hosts)
+    return base_url
 
 
-def check_key(kind: str, key: str) -> None:
-    """Raise BadArgument for a key that could not be sent. The message never quotes it."""
+def check_key(kind: str, key: str, base_url: BaseUrl) -> None:
+    """Raise BadArgument for a key that could not be called with. The message never quotes it."""
     try:
         KINDS[kind].credential_header(key.encode())
+        open_signer = KINDS[kind].open_signer
+        if open_signer is not None:
+            open_signer(key.encode(), base_url)
     except KeyUnusable as error:
         raise BadArgument(str(error), field="key-file") from error
 
@@ -211,9 +220,9 @@ async def rotate_vendor(connection: asyncpg.Connection, name: str, key: str) -> 
                 "in its place.",
                 field="name",
             )
-        check_key(row["kind"], key)
         version = row["key_version"] + 1
         base_url = _base_url(row["base_url"], is_private=row["is_private"], allowed_hosts=None)
+        check_key(row["kind"], key, base_url)
         sealed = await _sealed(
             connection, key, vendor_id=row["id"], kind=row["kind"], base_url=base_url,
             key_version=version,
@@ -307,7 +316,7 @@ def _named(rows: Sequence[asyncpg.Record], name: str) -> asyncpg.Record:
 
 
 def _wire(kind: str) -> str:
-    return KINDS[kind].wire_format if kind in KINDS else kind
+    return KINDS[kind].groups[0] if kind in KINDS else kind
 
 
 def _listed(models: Sequence[str] | None) -> list[str] | None:

@@ -6,7 +6,7 @@ the meter by what really came, not by what was asked for: a `stream: true` may b
 piece.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from enum import StrEnum
 from types import MappingProxyType
@@ -15,6 +15,9 @@ from typing import Final, Protocol
 import msgspec
 
 from gateway.metering.anthropic_messages import AnthropicMessages
+from gateway.metering.aws_event_stream import AwsEventParser, is_aws_events
+from gateway.metering.bedrock_converse import BedrockConverse
+from gateway.metering.bedrock_invoke import BedrockInvoke
 from gateway.metering.cohere import Cohere, CohereChat
 from gateway.metering.decoding import DECODERS, DecodedTooLarge, Decoder, DecodingStopped
 from gateway.metering.gemini_generate import GeminiGenerate
@@ -27,6 +30,7 @@ from gateway.metering.openai_responses import OpenAIResponses
 from gateway.metering.sse import SseEvent, SseParser
 from gateway.metering.usage import Flag, Usage
 from gateway.metering.usage_reader import UsageReader
+from gateway.metering.vertex_predict import VertexPredict
 
 HEAD_BYTES_MAX: Final = 64 * 1024  # of an answer in one piece: the model's name is here
 TAIL_BYTES_MAX: Final = 256 * 1024  # and the usage here
@@ -46,6 +50,9 @@ class MeterFormat(StrEnum):
     COHERE_CHAT = "cohere.chat"
     COHERE_META = "cohere.meta"  # chat of version 1, embeddings, rerank
     OLLAMA = "ollama"
+    BEDROCK_CONVERSE = "bedrock.converse"
+    BEDROCK_INVOKE = "bedrock.invoke"
+    VERTEX_PREDICT = "vertex.predict"
     NONE = "none"  # generates nothing: model lists, token counting
 
 
@@ -59,6 +66,9 @@ READERS: Final[Mapping[str, Callable[[], UsageReader]]] = MappingProxyType(
         MeterFormat.COHERE_CHAT: CohereChat,
         MeterFormat.COHERE_META: Cohere,
         MeterFormat.OLLAMA: Ollama,
+        MeterFormat.BEDROCK_CONVERSE: BedrockConverse,
+        MeterFormat.BEDROCK_INVOKE: BedrockInvoke,
+        MeterFormat.VERTEX_PREDICT: VertexPredict,
     }
 )
 
@@ -125,12 +135,16 @@ class NullMeter:
 
 
 class StreamMeter:
-    """Meters a stream of server-sent events, or of lines."""
+    """Meters a stream of server-sent events, of lines, or of AWS's messages."""
 
-    def __init__(self, reader: UsageReader, *, in_lines: bool = False) -> None:
-        """`reader` knows the events; `in_lines`: each is a line of JSON."""
+    def __init__(
+        self,
+        reader: UsageReader,
+        *,
+        parser: type[SseParser | LineParser | AwsEventParser] = SseParser,
+    ) -> None:
+        """`reader` knows the events, `parser` the framing."""
         self._reader = reader
-        parser = LineParser if in_lines else SseParser
         self._parser = parser(reader.wants, event_bytes_max=reader.event_bytes_max)
         self._failed = False
 
@@ -335,18 +349,23 @@ def open_meter(
     status: int,
     content_type: bytes,
     content_encoding: bytes,
+    headers: Sequence[tuple[bytes, bytes]] = (),
 ) -> Meter:
     """Return the meter for an answer, from the endpoint's `MeterFormat` and the answer's head.
 
     `stream` is what the client asked for; it decides only where the content type tells neither
-    events nor JSON. An error reports no usage. Raises KeyError for an unknown `endpoint_meter`.
+    events nor JSON. Of `headers`, names in lower case, some tell usage. An error reports no usage.
+    Raises KeyError for an unknown `endpoint_meter`.
     """
     if endpoint_meter == MeterFormat.NONE or status >= _STATUS_ERROR_MIN:
         return NullMeter()
     reader = READERS[endpoint_meter]()
+    reader.read_headers(headers)
     meter: StreamMeter | WholeMeter
     if is_in_lines(content_type):
-        meter = StreamMeter(reader, in_lines=True)
+        meter = StreamMeter(reader, parser=LineParser)
+    elif is_aws_events(content_type):
+        meter = StreamMeter(reader, parser=AwsEventParser)
     elif _is_events(content_type, stream=stream):
         meter = StreamMeter(reader)
     else:

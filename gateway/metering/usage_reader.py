@@ -6,7 +6,7 @@ share the rules below; a new format is one more file beside `openai_chat.py`.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Final, TypeVar
 
 import msgspec
@@ -68,6 +68,9 @@ class UsageReader:
     def meters(self, reported: Reported) -> Meters:
         """Return the counts of `Usage` by name, from the usage object."""
         raise NotImplementedError
+
+    def read_headers(self, headers: Sequence[tuple[bytes, bytes]]) -> None:
+        """Take in an answer's headers, names in lower case; most formats tell nothing there."""
 
     def read_event(self, event: SseEvent) -> None:
         """Take in one event of a stream."""

@@ -6,6 +6,7 @@ loop. The answer's way back is `relay.py`; how bytes reach clients is `lane.py`.
 """
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from http import HTTPStatus
@@ -19,6 +20,7 @@ from gateway.errors import (
     Draining,
     GatewayError,
     ModelNotAllowed,
+    NoRoute,
     ScopeNotAllowed,
     TokenMissing,
     VendorBroke,
@@ -27,7 +29,8 @@ from gateway.permit_limit import PermitLimit
 from gateway.proxy import body as bodies
 from gateway.proxy.address_window import AddressWindow
 from gateway.proxy.call_record import CallRecord, RecordKeeper, Status, header_text
-from gateway.proxy.endpoints import Endpoint, Match, find, guess_wire, in_format
+from gateway.proxy.cloud_paths import find, guess_wire
+from gateway.proxy.endpoints import Endpoint, Match, in_format
 from gateway.proxy.error_responses import error_response
 from gateway.proxy.exchange import Exchange
 from gateway.proxy.headers import upstream_headers, upstream_query
@@ -37,6 +40,7 @@ from gateway.proxy.relay import Outcome, Relay, RelayTimes
 from gateway.proxy.routing import Route, RoutingTable, Target
 from gateway.proxy.stored_objects import check_names_none
 from gateway.proxy.upstream import Origin, UpstreamConnection, UpstreamPool
+from gateway.proxy.vendor_credentials import credential_lines
 
 ATTEMPTS_MAX: Final = 2  # the second only when a reused connection died before any byte
 HOOK_SECONDS_MAX: Final = 1.0  # for whoever looks at calls before they go
@@ -124,6 +128,7 @@ class CallFacts:
     stream: bool
 
 
+CredentialReady = Callable[[Target], Awaitable[None]]
 BeforeCall = Callable[[CallFacts, bytes], Awaitable[None]]
 OnRefusal = Callable[[GatewayError, Caller | None], None]
 OnDefect = Callable[[str, BaseException], None]
@@ -177,10 +182,14 @@ class Calls:
         cors_origins: Collection[str] = (),
         address_window: AddressWindow | None = None,
         before_call: BeforeCall | None = None,
+        credential_ready: CredentialReady | None = None,
+        wall_clock: Callable[[], float] = time.time,
     ) -> None:
         """Everything is handed in.
 
         `address_window`: how many calls may come from an address; None: as many as like.
+        `credential_ready` waits for what a vendor's credential has to ask for, `wall_clock` gives
+        the Unix seconds that signatures are made with.
         `cors_origins` are the web origins whose pages may call, `routing` gives the present table,
         `lease_holds` says whether this worker may admit calls, `on_defect(call_id, exception)` is
         told of what must not happen.
@@ -203,6 +212,8 @@ class Calls:
         self._loop = loop
         self._cors_origins = frozenset(origin.encode() for origin in cors_origins)
         self._before_call = before_call
+        self._credential_ready = credential_ready
+        self._wall_clock = wall_clock
         self._relays: set[Relay] = set()
         self.draining = False
 
@@ -383,7 +394,7 @@ class Calls:
                 param="background",
             )
         route = self._routing().route(
-            wire_name=endpoint.wire.name, vendor=match.vendor, model=model
+            wire_name=endpoint.routed_by, vendor=match.vendor, model=model
         )
         stream = fields.stream if fields.says_stream else endpoint.streams_by_default
         stream = stream or endpoint.always_streams
@@ -395,7 +406,9 @@ class Calls:
             stream=stream,
             is_compressed=encoding is not None,
         )
-        target = route.targets[0]
+        target, path = route.targets[0], _path(match, route)
+        if target.signer is not None and target.signer.refuses(path):
+            raise NoRoute("The gateway does not call that project or location.")
         if self._before_call is not None:
             facts = CallFacts(
                 call_id=call.id,
@@ -409,7 +422,7 @@ class Calls:
                 await self._before_call(facts, body)
         return _Request(
             endpoint=endpoint,
-            path=_path(match, route),
+            path=path,
             target=target,
             model=model,
             stream=stream,
@@ -423,6 +436,8 @@ class Calls:
         for attempt in range(1, ATTEMPTS_MAX + 1):
             if limits and attempt == 1:
                 self._allowances.known_spent(limits)
+            if self._credential_ready is not None and request.target.signer is not None:
+                await self._credential_ready(request.target)
             connection = await self._connection(request.target, fresh=attempt > 1)
             blocks = self._allowances.take(limits) if limits else ()
             while blocks is None:
@@ -481,7 +496,6 @@ class Calls:
     ) -> Relay:
         """Open the record and write to the vendor. Nothing waits in here: it is one step."""
         exchange = call.exchange
-        head = _request_head(exchange, request)
         record = CallRecord(self._records)
         relay = Relay(
             exchange=exchange,
@@ -502,6 +516,7 @@ class Calls:
                 raise call.cut_by
             if not self._lease_holds():
                 raise DatabaseAway
+            head = _request_head(exchange, request, now=self._wall_clock())
             record.open(
                 attempt_id=attempt_id,
                 call_id=call.id,
@@ -582,7 +597,10 @@ def _edited(
     asks_usage = (
         stream and endpoint.asks_usage and route.targets[0].asks_usage and not fields.asks_usage
     )
-    model = route.model if route.alias is not None and endpoint.model_in == "body" else None
+    names_alias = route.alias is not None and (
+        endpoint.model_in == "body" or fields.model == route.alias
+    )
+    model = route.model if names_alias else None
     if not asks_usage and model is None:
         return _Sent(body=body, asked_usage=False, drop_content_encoding=False)
     return _Sent(
@@ -592,13 +610,11 @@ def _edited(
     )
 
 
-def _request_head(exchange: Exchange, request: _Request) -> bytes:
-    """Return the request line and headers that go to the vendor."""
+def _request_head(exchange: Exchange, request: _Request, *, now: float) -> bytes:
+    """Return the request line and headers that go to the vendor. Raises VendorKeyRefused."""
     target = request.target
     path = target.kind.target_path(target.base.path, request.path)
     query = upstream_query(exchange.query)
-    if query:
-        path = f"{path}?{query.decode('ascii')}"
     headers = upstream_headers(
         exchange.headers,
         target=target,
@@ -606,7 +622,18 @@ def _request_head(exchange: Exchange, request: _Request) -> bytes:
         body_length=len(request.sent.body),
         drop_content_encoding=request.sent.drop_content_encoding,
     )
-    return b"%b %b HTTP/1.1\r\n%b\r\n" % (exchange.method, path.encode("ascii"), headers)
+    if target.signer is not None:
+        headers += credential_lines(
+            target,
+            method=exchange.method,
+            path=path,
+            query=query.decode("ascii"),
+            headers=headers,
+            body=request.sent.body,
+            now=now,
+        )
+    asked = path.encode("ascii") + (b"?" + query if query else b"")
+    return b"%b %b HTTP/1.1\r\n%b\r\n" % (exchange.method, asked, headers)
 
 
 def _path(match: Match, route: Route) -> str:

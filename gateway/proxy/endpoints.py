@@ -39,6 +39,7 @@ class Endpoint:
     - `always_streams`: the path alone says that the answer is a stream.
     - `streams_by_default`: the answer is a stream where the body does not say.
     - `is_own`: the gateway answers by itself, no vendor is called.
+    - `group`: whose vendors its paths lead to; empty: all of the wire format.
     """
 
     name: str
@@ -56,6 +57,12 @@ class Endpoint:
     always_streams: bool = False
     streams_by_default: bool = False
     is_own: bool = False
+    group: str = ""
+
+    @property
+    def routed_by(self) -> str:
+        """The group of vendors that its paths lead to."""
+        return self.group or self.wire.name
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,17 +70,22 @@ class Match:
     """What a path means: an endpoint, and the vendor that it names, if it does.
 
     `path` is what follows the vendor's name, as sent; `model_in_path` is decoded, without the
-    prefix `models/`.
+    prefix `models/`. `around`: what stands before and after the model, where the path is not
+    Gemini's.
     """
 
     endpoint: Endpoint
     vendor: str | None
     path: str
     model_in_path: str | None = None
+    around: tuple[str, str] | None = None
 
     def path_for(self, model: str) -> str:
         """Return `path` with another model in it, for an alias; only where it names a model."""
         assert self.model_in_path is not None
+        if self.around is not None:
+            before, after = self.around
+            return before + quote(model, safe=":@") + after
         version = self.path.split("/", 2)[1]
         verb = self.path.rpartition(":")[2]
         name = quote(model, safe="/:@") if model.startswith(_TUNED) else _quoted_model(model)
@@ -275,6 +287,7 @@ _VERBS: Final[Mapping[str, Endpoint]] = MappingProxyType(
 
 _MODELS: Final = "models/"
 _TUNED: Final = "tunedModels/"
+_COLLECTIONS: Final = ("/models/", "/tunedModels/", "/model/", "/deployments/")
 _VERSIONS: Final = ("/v1/", "/v1beta/")
 _OWN: Final = (*_VERSIONS, "/v2/", "/api/")  # no vendor's name
 _OF_COHERE: Final = tuple(path for path, one in _EXACT.items() if one.wire is cohere.FORMAT)
@@ -326,7 +339,7 @@ def guess_wire(path: str, headers: Headers) -> WireFormat:
 
 
 def _read(path: str, *, method: bytes, headers: Headers) -> Match:
-    _check_plain(path)
+    check_plain(path)
     vendor: str | None = None
     below = path
     if not path.startswith(_OWN):
@@ -375,7 +388,8 @@ def _read_models(
     )
 
 
-def _check_plain(path: str) -> None:
+def check_plain(path: str) -> None:
+    """Raise RequestInvalid, or NoRoute, where a server behind us might read another path."""
     if not _PATH.fullmatch(path):
         if path == "/" or (path.endswith("/") and _PATH.fullmatch(path[:-1])):
             raise NoRoute
@@ -394,9 +408,9 @@ def _check_plain(path: str) -> None:
 
 
 def _is_in_model(path: str) -> bool:
-    """Return whether a path's first escape stands behind `models/` or `tunedModels/`."""
+    """Return whether a path's first escape stands behind what a model's name comes after."""
     before = path[: path.index("%")]
-    return "/" + _MODELS in before or "/" + _TUNED in before
+    return any(collection in before for collection in _COLLECTIONS)
 
 
 def _model(collection: str, name: str) -> str:

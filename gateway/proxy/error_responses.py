@@ -5,7 +5,7 @@ Everything here is constant but for the gateway's own codes: nothing of a reques
 
 import base64
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from http import HTTPStatus
 from types import MappingProxyType
 from typing import Final
@@ -84,6 +84,13 @@ def mask_key(body: bytes, key: bytes) -> bytes:
     for form in sorted(set(_forms(key)), key=len, reverse=True):
         if form in body:
             body = body.replace(form, b"*" * len(form))
+    return body
+
+
+def mask_keys(body: bytes, keys: Iterable[bytes]) -> bytes:
+    """Return what a vendor said with each occurrence of any of its keys masked."""
+    for key in keys:
+        body = mask_key(body, key)
     return body
 
 

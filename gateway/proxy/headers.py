@@ -74,6 +74,7 @@ _OF_BODY: Final = frozenset({b"content-encoding", b"content-type"})  # how the g
 _DENIED_UP: Final = _CONNECTION | _CREDENTIALS | _FORWARDING | _REBUILT | _ACCOUNT
 _DENIED_UP_PREFIXES: Final = (
     b"cf-",
+    b"x-amz-",  # a signature of the client's own
     b"x-amzn-oidc-",
     b"x-auth-request-",
     b"x-envoy-",

@@ -102,7 +102,7 @@ class ModelDirectory:
             if may_use(alias):
                 yield Model(id=alias, owner=table.aliases[alias][0])
         for target in table.targets:
-            if target.kind.wire.name != wire.name:
+            if wire.name not in target.kind.groups:
                 continue
             for one in self._of_vendor(target):
                 if one.id not in seen and may_use(one.id) and _reaches(table, one.id, target):
@@ -120,7 +120,7 @@ class ModelDirectory:
 def _reaches(table: RoutingTable, model: str, target: Target) -> bool:
     """Return whether a call with just this model's name goes to a target."""
     try:
-        route = table.route(wire_name=target.kind.wire.name, vendor=None, model=model)
+        route = table.route(wire_name=target.kind.groups[0], vendor=None, model=model)
     except GatewayError:  # another wire format's, or a vendor whose key can't be used
         return False
     return route.targets[0] is target

@@ -11,50 +11,14 @@ from gateway.errors import GatewayError
 from gateway.proxy.headers import upstream_headers
 from gateway.proxy.model_list import ModelDirectory
 from gateway.proxy.routing import RoutingTable, Target
-from gateway.proxy.upstream import Headers, Origin, UpstreamPool
+from gateway.proxy.upstream import Origin, UpstreamPool
+from gateway.proxy.whole_answer import WholeAnswer
 from gateway.vendors.vendor import ModelListUnreadable
 
 LIST_BYTES_MAX: Final = 8 * 1024 * 1024
 LIST_SECONDS_MAX: Final = 15.0
 
 _OK: Final = 200
-
-
-class _WholeAnswer:
-    """A Reply that keeps the answer, up to a bound."""
-
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self.done: asyncio.Future[bytes | None] = loop.create_future()
-        self._status = 0
-        self._body = bytearray()
-
-    def on_head(self, status: int, reason: bytes, headers: Headers) -> None:  # noqa: ARG002
-        """Keep the status."""
-        self._status = status
-
-    def on_data(self, data: bytes) -> None:
-        """Keep a piece of the body."""
-        self._body += data
-        if len(self._body) > LIST_BYTES_MAX:
-            self._end(None)
-
-    def on_end(self) -> None:
-        """Give the body, if it is an answer."""
-        self._end(bytes(self._body) if self._status == _OK else None)
-
-    def on_read_done(self) -> None:
-        """Nothing is written on."""
-
-    def on_broken(self, *, any_byte: bool) -> None:  # noqa: ARG002 - as Reply
-        """Give nothing."""
-        self._end(None)
-
-    def on_drained(self) -> None:
-        """Nothing waits."""
-
-    def _end(self, body: bytes | None) -> None:
-        if not self.done.done():
-            self.done.set_result(body)
 
 
 class ModelRefresh:
@@ -69,7 +33,7 @@ class ModelRefresh:
         """Ask every vendor of the table, forget the others. Never raises."""
         self._directory.retain([target.name for target in table.targets])
         for target in table.targets:
-            if target.problem is None:
+            if target.problem is None and target.kind.models_path:
                 ids = await self._ids(target)
                 if ids is not None:
                     self._directory.update(target.name, ids)
@@ -85,7 +49,7 @@ class ModelRefresh:
     async def _ask(self, target: Target) -> bytes | None:
         origin = Origin.of(target)
         connection = self._pool.take_idle(origin) or await self._pool.connect(origin)
-        answer = _WholeAnswer(asyncio.get_running_loop())
+        answer = WholeAnswer(asyncio.get_running_loop(), bytes_max=LIST_BYTES_MAX)
         path = target.base.path.rstrip("/") + target.kind.models_path
         headers = upstream_headers(
             target.kind.models_headers,
@@ -96,6 +60,7 @@ class ModelRefresh:
         )
         connection.send(answer, b"GET %b HTTP/1.1\r\n%b\r\n" % (path.encode(), headers), b"")
         try:
-            return await answer.done
+            status, body = await answer.done
+            return body if status == _OK else None
         finally:
             connection.give_up(answer)

@@ -20,13 +20,14 @@ from gateway.errors import (
     VendorTimeout,
 )
 from gateway.limits import FIRST_BYTE_SECONDS_MAX, IDLE_SECONDS_MAX, STREAM_TOTAL_SECONDS_MAX
+from gateway.metering.aws_event_stream import FrameBoundary, is_aws_events
 from gateway.metering.decoding import DECODERS, DecodingStopped
 from gateway.metering.meter import Meter, NullMeter, is_in_lines, open_meter
 from gateway.metering.sse import EventBoundary, UsageEventFilter
 from gateway.metering.usage import Usage
 from gateway.proxy.call_record import CallRecord, Status, header_text
 from gateway.proxy.endpoints import Endpoint
-from gateway.proxy.error_responses import mask_key, stream_error
+from gateway.proxy.error_responses import mask_keys, stream_error
 from gateway.proxy.exchange import Exchange, Headers
 from gateway.proxy.headers import downstream_headers
 from gateway.proxy.routing import Target
@@ -42,6 +43,7 @@ _REQUEST_ID_HEADERS: Final = (
     b"request-id",
     b"x-goog-request-id",
     b"apim-request-id",
+    b"x-amzn-requestid",
     b"x-debug-trace-id",
 )
 
@@ -115,7 +117,7 @@ class Relay:
         self._headers: Headers = []
         self._error_body: bytearray | None = None  # held until it is whole
         self._meter: Meter = NullMeter()
-        self._boundary = EventBoundary()
+        self._boundary: EventBoundary | FrameBoundary = EventBoundary()
         self._is_events = False
         self._has_end_mark = False
         self._has_length = False
@@ -161,8 +163,11 @@ class Relay:
             status=status,
             content_type=content_type,
             content_encoding=content_encoding,
+            headers=self._headers,
         )
         self._is_events = content_type.partition(b";")[0].strip().lower() == b"text/event-stream"
+        if is_aws_events(content_type):
+            self._is_events, self._boundary = True, FrameBoundary()
         self._has_end_mark = self._is_events or is_in_lines(content_type)
         if content_encoding or not self._is_events:
             self._filter = None
@@ -241,11 +246,16 @@ class Relay:
         """Pass a vendor's refusal on, unless it is about our own key."""
         kind = self._target.kind
         plain = _decoded(body, self._headers)
-        if kind.bad_key(self._status, plain):
+        if kind.bad_key(self._status, plain) or (
+            kind.bad_key_headers is not None and kind.bad_key_headers(self._status, self._headers)
+        ):
+            if self._target.signer is not None:
+                self._target.signer.on_refused()
             self._fail(Status.VENDOR_ERROR, VendorKeyRefused())
             return
-        headers = [(name, mask_key(value, self._target.key)) for name, value in self._headers]
-        masked = mask_key(plain, self._target.key)
+        secrets = self._target.secrets
+        headers = [(name, mask_keys(value, secrets)) for name, value in self._headers]
+        masked = mask_keys(plain, secrets)
         if masked != plain:
             body = masked
             headers = [header for header in headers if header[0] != b"content-encoding"]
@@ -348,7 +358,9 @@ class Relay:
         event = stream_error(
             self._endpoint, reason=error.reason, message=error.message, call_id=self._call_id
         )
-        if event is None or not exchange.can_take_bytes_of_ours or self._is_encoded():
+        # A message of AWS's can't be broken off by a blank line.
+        is_within = isinstance(self._boundary, FrameBoundary) and not self._boundary.at_boundary
+        if event is None or is_within or not exchange.can_take_bytes_of_ours or self._is_encoded():
             self._break(status, error)
             return
         self._close(status, complete=False, reason=error.reason)

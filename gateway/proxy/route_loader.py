@@ -148,7 +148,13 @@ class RouteLoader:
         facts = (vendor.kind, vendor.base_url, vendor.org_id, vendor.key_version)
         if facts != (before.kind, before.base_url, before.org_id, before.key_version):
             return vendor
-        return replace(vendor, key=before.key, credential=before.credential, problem=None)
+        return replace(
+            vendor,
+            key=before.key,
+            credential=before.credential,
+            signer=before.signer,
+            problem=None,
+        )
 
 
 def _target(vendor: OpenedVendor) -> Target:
@@ -166,4 +172,5 @@ def _target(vendor: OpenedVendor) -> Target:
         credential=vendor.credential,
         key=vendor.key,
         problem=vendor.problem,
+        signer=vendor.signer,
     )

@@ -16,6 +16,7 @@ from typing import Final, Protocol
 
 from gateway.connect_guard import BaseUrl
 from gateway.errors import NoRoute, VendorKeyRefused
+from gateway.vendors.credential import Signer
 from gateway.vendors.vendor import MODEL_ID_CHARS_MAX, VendorKind
 
 _WILD: Final = re.compile(r"[*?\[]")
@@ -37,7 +38,8 @@ class Target:
 
     `models` are the names or globs of the models that it takes, None where nothing is said.
     `asks_usage`: streams report usage only when asked. `account_headers`: clients may select an
-    account of the vendor's. `problem` says why it can't be called, None where it can.
+    account of the vendor's. `signer` makes what the credential adds to each request, None where it
+    is the same header for all. `problem` says why it can't be called, None where it can.
     """
 
     vendor_id: str
@@ -53,6 +55,7 @@ class Target:
     credential: tuple[bytes, bytes] = field(repr=False)  # name (lower case) and value of a header
     key: bytes = field(repr=False)  # looked for in what the vendor answers
     problem: str | None = None
+    signer: Signer | None = None
     head: bytes = field(init=False, repr=False, compare=False)  # its own lines of a request's head
 
     def __post_init__(self) -> None:
@@ -60,6 +63,11 @@ class Target:
         host = self.base.authority.encode()
         credential = b"%b: %b\r\n" % (name, value) if name else b""
         object.__setattr__(self, "head", b"host: %b\r\n%b" % (host, credential))
+
+    @property
+    def secrets(self) -> tuple[bytes, ...]:
+        """What is looked for in what the vendor answers."""
+        return (self.key,) if self.signer is None else self.signer.secrets
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,22 +118,24 @@ class RoutingTable:
         self.aliases: Final[Mapping[str, tuple[str, str]]] = dict(aliases or {})
         self._by_name = {target.name: target for target in self.targets}
         self._defaults: dict[str, Target] = {}
-        self._exact: dict[tuple[str, str], Target] = {}  # by wire format and model
-        self._patterns: dict[str, list[_Pattern]] = {}  # by wire format, the most specific first
+        self._exact: dict[tuple[str, str], Target] = {}  # by group of paths and model
+        self._patterns: dict[str, list[_Pattern]] = {}  # by group, the most specific first
         for target in sorted(self.targets, key=lambda one: not one.is_default):
-            self._defaults.setdefault(target.kind.wire.name, target)
+            for group in target.kind.groups:
+                self._defaults.setdefault(group, target)
         for target in self.targets:
             self._add_patterns(target)
         for patterns in self._patterns.values():
             patterns.sort(key=lambda one: specificity(one.text), reverse=True)
 
     def _add_patterns(self, target: Target) -> None:
-        wire_name = target.kind.wire.name
-        for text in target.models or ():
-            self._exact.setdefault((wire_name, text), target)  # a name may have brackets in it
-            if _WILD.search(text):
-                pattern = _Pattern(text=text, compiled=re.compile(translate(text)), target=target)
-                self._patterns.setdefault(wire_name, []).append(pattern)
+        for group in target.kind.groups:
+            for text in target.models or ():
+                self._exact.setdefault((group, text), target)  # a name may have brackets in it
+                if _WILD.search(text):
+                    compiled = re.compile(translate(text))
+                    pattern = _Pattern(text=text, compiled=compiled, target=target)
+                    self._patterns.setdefault(group, []).append(pattern)
 
     def target(self, name: str) -> Target | None:
         """Return the target of this name, or None."""
@@ -133,6 +143,8 @@ class RoutingTable:
 
     def route(self, *, wire_name: str, vendor: str | None, model: str | None) -> Route:
         """Return where a call goes, as its client talks and says. Raises NoRoute.
+
+        `wire_name` is the group of the path: a wire format, or a kind of vendor with its own paths.
 
         Raises VendorKeyRefused where the first target can't be called for its key.
         """
@@ -146,7 +158,7 @@ class RoutingTable:
             target = self._by_name.get(vendor)
             if target is None:
                 raise NoRoute("The gateway has no vendor of this name.")
-            if target.kind.wire.name != wire_name:
+            if wire_name not in target.kind.groups:
                 raise NoRoute(f"This path {_OTHER_FORMAT}")
             return Route(targets=(target,), model=model)
         if model is not None:
@@ -168,7 +180,7 @@ class RoutingTable:
         target = self._by_name.get(vendor)
         if target is None:
             raise NoRoute("This model is an alias for a vendor that the gateway no longer has.")
-        if target.kind.wire.name != wire_name:
+        if wire_name not in target.kind.groups:
             raise NoRoute(f"This model is an alias. It {_OTHER_FORMAT}")
         return Route(targets=(target,), model=model, alias=name)
 
@@ -184,7 +196,8 @@ class RoutingTable:
 
     def _is_elsewhere(self, model: str, wire_name: str) -> bool:
         """Return whether a vendor of another wire format claims a model, by more than '*'."""
-        for other in {target.kind.wire.name for target in self.targets} - {wire_name}:
+        groups = {group for target in self.targets for group in target.kind.groups}
+        for other in groups - {wire_name}:
             if (other, model) in self._exact:
                 return True
             for pattern in self._patterns.get(other, ()):
@@ -197,7 +210,7 @@ class RoutingTable:
         return tuple(
             name
             for name, (vendor, _) in sorted(self.aliases.items())
-            if vendor in self._by_name and self._by_name[vendor].kind.wire.name == wire_name
+            if vendor in self._by_name and wire_name in self._by_name[vendor].kind.groups
         )
 
 
@@ -236,15 +249,17 @@ def find_ambiguities(vendors: Iterable[Patterned]) -> list[str]:
     claims: dict[tuple[str, tuple[bool, int, int]], list[tuple[str, str]]] = {}
     for vendor in vendors:
         for pattern in dict.fromkeys(vendor.models or ()):
-            key = vendor.kind.wire.name, specificity(pattern)
-            claims.setdefault(key, []).append((vendor.name, pattern))
-    return [
+            for group in vendor.kind.groups:
+                key = group, specificity(pattern)
+                claims.setdefault(key, []).append((vendor.name, pattern))
+    found = [
         f"'{one_pattern}' of vendor '{one}' and '{other_pattern}' of vendor '{other}' are equally "
         "specific for the same model."
         for alike in claims.values()
         for (one, one_pattern), (other, other_pattern) in combinations(alike, 2)
         if one != other and _overlap(one_pattern, other_pattern)
     ]
+    return list(dict.fromkeys(found))  # two may meet in more than one group
 
 
 def _tokens(pattern: str) -> list[str]:

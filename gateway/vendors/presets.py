@@ -18,7 +18,8 @@ PLACEHOLDER_KEY: Final = "none"
 class Preset:
     """What a known vendor's name stands for.
 
-    `is_private`: it runs on this machine, over http, and needs no key.
+    `base_url` is empty where each account has its own. `is_private`: it runs on this machine, over
+    http, and needs no key.
     """
 
     kind: str
@@ -46,6 +47,9 @@ PRESETS: Final[Mapping[str, Preset]] = MappingProxyType(
         "together": Preset(kind="openai", base_url="https://api.together.xyz/v1"),
         "fireworks": Preset(kind="openai", base_url="https://api.fireworks.ai/inference/v1"),
         "cohere": Preset(kind="cohere", base_url="https://api.cohere.com"),
+        "azure": Preset(kind="azure", base_url=""),
+        "bedrock": Preset(kind="bedrock", base_url=""),
+        "vertex": Preset(kind="vertex", base_url="https://aiplatform.googleapis.com"),
         "voyage": Preset(kind="openai", base_url="https://api.voyageai.com/v1"),
         "huggingface": Preset(kind="openai", base_url="https://router.huggingface.co/v1"),
         "zai": Preset(kind="openai", base_url="https://api.z.ai/api/paas/v4"),
@@ -56,5 +60,15 @@ PRESETS: Final[Mapping[str, Preset]] = MappingProxyType(
         "ollama-native": Preset(kind="ollama", base_url="http://127.0.0.1:11434", is_private=True),
         "vllm": Preset(kind="openai", base_url="http://127.0.0.1:8000/v1", is_private=True),
         "lmstudio": Preset(kind="openai", base_url="http://127.0.0.1:1234/v1", is_private=True),
+    }
+)
+
+# What the base URL looks like where each account, or each region, has its own.
+BASE_URL_FORMS: Final[Mapping[str, str]] = MappingProxyType(
+    {
+        "azure": "https://RESOURCE.openai.azure.com, or https://RESOURCE.services.ai.azure.com.",
+        "bedrock": "https://bedrock-runtime.REGION.amazonaws.com.",
+        "vertex": "https://aiplatform.googleapis.com, or https://REGION-aiplatform.googleapis.com; "
+        "with /v1/projects/PROJECT/locations/REGION behind it, no other is served.",
     }
 )

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Final
 
-from gateway.vendors import anthropic, cohere, gemini, ollama, openai
+from gateway.vendors import anthropic, azure, bedrock, cohere, gemini, ollama, openai, vertex
 from gateway.vendors.vendor import VendorKind, WireFormat
 
 VENDOR_NAME_CHARS_MAX: Final = 40
@@ -19,19 +19,42 @@ KINDS: Final[Mapping[str, VendorKind]] = MappingProxyType(
             gemini.GEMINI,
             cohere.COHERE,
             ollama.OLLAMA,
+            azure.AZURE,
+            bedrock.BEDROCK,
+            vertex.VERTEX,
         )
     }
 )
 FORMATS: Final[Mapping[str, WireFormat]] = MappingProxyType(
     {
         wire.name: wire
-        for wire in (openai.FORMAT, anthropic.FORMAT, gemini.FORMAT, cohere.FORMAT, ollama.FORMAT)
+        for wire in (
+            openai.FORMAT,
+            anthropic.FORMAT,
+            gemini.FORMAT,
+            cohere.FORMAT,
+            ollama.FORMAT,
+            bedrock.FORMAT,
+        )
     }
 )
 
 # First segments of paths that the gateway itself serves; they match before `/{vendor}/…`. The path
 # `openai/deployments` is reserved as well, but not the name `openai`.
-RESERVED_VENDOR_NAMES: Final = frozenset({"api", "model", "v1", "v1beta", "v2"})
+RESERVED_VENDOR_NAMES: Final = frozenset(
+    {
+        "api",
+        "deployments",
+        "model",
+        "models",
+        "projects",
+        "publishers",
+        "v1",
+        "v1beta",
+        "v1beta1",
+        "v2",
+    }
+)
 
 _VENDOR_NAME: Final = re.compile(rf"[a-z0-9][a-z0-9_-]{{0,{VENDOR_NAME_CHARS_MAX - 1}}}")
 

@@ -15,8 +15,8 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from gateway.connect_guard import BaseUrl, BaseUrlInvalid, check_base_url
 from gateway.sql import load_queries
 from gateway.vendors import seal
+from gateway.vendors.credential import KeyUnusable, Signer
 from gateway.vendors.registry import KINDS
-from gateway.vendors.vendor import KeyUnusable
 
 # What a simulator is called with: it takes any key, and this one opens nothing.
 SIMULATOR_KEY: Final = b"kaixu-simulator-needs-no-key"
@@ -43,8 +43,8 @@ class KeyMissing(KeyNotOpened):
 class OpenedVendor:
     """A vendor that calls can go to.
 
-    With a `problem` none can: `key` and `credential` are empty then, and where the base URL is at
-    fault, it leads nowhere. `lacks_vault_key`: that is the problem.
+    With a `problem` none can: `key`, `credential` and `signer` are empty then, and where the base
+    URL is at fault, it leads nowhere. `lacks_vault_key`: that is the problem.
     """
 
     id: str
@@ -63,6 +63,7 @@ class OpenedVendor:
     problem: str | None = None
     key_version: int = 1
     lacks_vault_key: bool = False
+    signer: Signer | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -162,6 +163,7 @@ def _opened(
     kind = KINDS.get(row["kind"])
     base_url, key, credential, problem = NOWHERE, b"", _NO_CREDENTIAL, None
     lacks_vault_key = False
+    signer: Signer | None = None
     try:
         base_url = check_base_url(
             row["base_url"], allow_private=row["is_private"], allowed_hosts=allowed_hosts
@@ -171,10 +173,11 @@ def _opened(
         else:
             key = _key(row, base_url, vault)
             credential = kind.credential_header(key)
+            signer = None if kind.open_signer is None else kind.open_signer(key, base_url)
     except (BaseUrlInvalid, KeyNotOpened) as error:
         problem, lacks_vault_key = str(error), isinstance(error, KeyMissing)
     except KeyUnusable as error:
-        key, problem = b"", str(error)
+        key, credential, problem = b"", _NO_CREDENTIAL, str(error)
     return OpenedVendor(
         id=str(row["id"]),
         org_id=None if row["org_id"] is None else str(row["org_id"]),
@@ -192,6 +195,7 @@ def _opened(
         problem=problem,
         key_version=row["key_version"],
         lacks_vault_key=lacks_vault_key,
+        signer=signer,
     )
 
 

@@ -13,6 +13,9 @@ from typing import Any, Final, Protocol
 
 import msgspec
 
+from gateway.connect_guard import BaseUrl
+from gateway.vendors.credential import KeyUnusable, Signer
+
 MODELS_MAX: Final = 10_000  # read out of one vendor's list; the longest known has under 1,000
 MODEL_ID_CHARS_MAX: Final = 256
 ERROR_DETAILS_MAX: Final = 16  # looked at in an error body
@@ -23,10 +26,6 @@ _HEADER_VALUE: Final = re.compile(rb"[\x21-\x7e]+")
 
 class ModelListUnreadable(Exception):
     """What a vendor answered is not its model list."""
-
-
-class KeyUnusable(ValueError):
-    """A vendor key that can't stand in a header: empty, too long, or with odd characters."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,8 +86,12 @@ class VendorKind:
     - `needs_usage_asked`: streams report usage only when `stream_options.include_usage` asks.
     - `bad_key(status, body)`: whether a refusal is about the gateway's own key.
     - `models_path`: where it lists its models, in its own wire format, below the base URL's path;
-      `models_headers`: what such a request needs besides the credential.
+      `models_headers`: what such a request needs besides the credential. Empty: it is not asked.
     - `model_ids(body)`: the ids in that list. Raises ModelListUnreadable.
+    - `open_signer(key, base)`: what makes the credential for each request, None where the header
+      is all; the header is empty beside one. Raises KeyUnusable. None: there never is one.
+    - `bad_key_headers(status, headers)`: as `bad_key`, of a refusal's headers.
+    - `paths_of`: whose paths it answers, where that is not the wire format's alone.
     """
 
     name: str
@@ -101,11 +104,14 @@ class VendorKind:
     models_path: str
     model_ids: Callable[[bytes], list[str]]
     models_headers: tuple[tuple[bytes, bytes], ...] = ()
+    open_signer: Callable[[bytes, BaseUrl], Signer | None] | None = None
+    bad_key_headers: Callable[[int, Sequence[tuple[bytes, bytes]]], bool] | None = None
+    paths_of: tuple[str, ...] = ()
 
     @property
-    def wire_format(self) -> str:
-        """The name of the wire format."""
-        return self.wire.name
+    def groups(self) -> tuple[str, ...]:
+        """The groups of paths that lead to it; of the first it may be the default."""
+        return self.paths_of or (self.wire.name,)
 
 
 def header_value(key: bytes) -> bytes:

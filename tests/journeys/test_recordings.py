@@ -25,6 +25,7 @@ from typing import Final
 
 import pytest
 
+from tests.gateway.vendors.cloud_keys import AWS, service_account
 from tests.journeys.client import Answer, fetch
 from tests.journeys.product import PROJECT, Product, Row
 
@@ -32,14 +33,14 @@ RECORDINGS: Final = Path(
     os.environ.get("KAIXU_RECORDINGS") or PROJECT.parent / "shared" / "vendor-recordings"
 )
 CHAT_VENDORS: Final = (
-    "alibaba", "azure.foundry", "cerebras", "deepseek", "gemini-openai", "groq", "huggingface",
+    "alibaba", "cerebras", "deepseek", "gemini-openai", "groq", "huggingface",
     "mistral", "ollama", "openai", "openrouter", "perplexity", "xai", "zai",
 )  # fmt: skip
 RESPONSES_VENDORS: Final = (
-    "azure.openai", "deepseek", "lmstudio", "openai", "openrouter", "xai",
+    "deepseek", "lmstudio", "openai", "openrouter", "xai",
 )  # fmt: skip
 EMBEDDINGS_VENDORS: Final = (
-    "azure.openai", "mistral", "openai", "openrouter", "perplexity", "voyage",
+    "mistral", "openai", "openrouter", "perplexity", "voyage",
 )  # fmt: skip
 KINDS: Final = {
     **{f"{vendor}.chat": "openai" for vendor in CHAT_VENDORS},
@@ -62,7 +63,22 @@ KINDS: Final = {
     "cohere.embed": "cohere",
     "cohere.rerank": "cohere",
     "ollama.native": "ollama",
-}
+    # Clouds. Their paths are asked for as recorded.
+    "azure.openai.chat": "azure",
+    "azure.openai.responses": "azure",
+    "azure.openai.embeddings": "azure",
+    "azure.foundry.chat": "azure",
+    **{
+        f"bedrock.{name}": "bedrock"
+        for name in ("converse", "converse-stream", "invoke", "invoke-with-response-stream",
+                     "count-tokens")
+    },
+    **{
+        f"vertex.{name}": "vertex"
+        for name in ("generateContent", "streamGenerateContent", "countTokens", "embedContent",
+                     "predict")
+    },
+}  # fmt: skip
 # How a client of OpenAI's format asks: by what follows the vendor in the API's name.
 PATHS: Final = {
     "chat": "/v1/chat/completions",
@@ -78,6 +94,7 @@ PATHS: Final = {
 NOT_SERVED: Final = ("/v1/images/edits", "/v1/responses/resp_")  # where a path begins
 SHORT_BYTES: Final = 4 * 1024  # sent byte by byte up to here
 PARALLEL: Final = 16
+ASKED: Final = ("openai", "azure")  # whose streams tell usage only when asked
 # Set by the connection, not by the vendor's application; or denied on the way down.
 NOT_COMPARED: Final = frozenset(
     {"connection", "date", "keep-alive", "server", "set-cookie", "alt-svc",
@@ -94,7 +111,7 @@ STORED: Final = re.compile(
 NOT_YOURS: Final = "a stored object becomes our 404"
 UNMETERED: Final = "an answer that could not be metered becomes our 400"
 # What the gateway refuses by itself: status, reason, and how many exchanges there are.
-REFUSALS: Final = {NOT_YOURS: (404, "not_yours", 12), UNMETERED: (400, "body_invalid", 2)}
+REFUSALS: Final = {NOT_YOURS: (404, "not_yours", 13), UNMETERED: (400, "body_invalid", 2)}
 BACKGROUND: Final = re.compile(rb'"background": ?true')
 
 pytestmark = [
@@ -130,7 +147,8 @@ class Exchange:
 
     @property
     def generates(self) -> bool:
-        return not self.api.endswith((".count_tokens", ".countTokens", ".input_tokens"))
+        counting = (".count_tokens", ".countTokens", ".count-tokens", ".input_tokens")
+        return not self.api.endswith(counting)
 
     @property
     def answer(self) -> bytes:
@@ -146,6 +164,8 @@ class Exchange:
         path = str(request["path"])
         if self.kind == "openai":
             path = next(path for name, path in PATHS.items() if self.api.endswith(f".{name}"))
+        if self.kind == "vertex":  # the recorder took the location out
+            path = path.replace("<GOOGLE_CLOUD_LOCATION>", "us-central1")
         return path + (f"?{request['query']}" if request.get("query") else "")
 
     @property
@@ -157,7 +177,9 @@ class Exchange:
         if request.get("body"):
             return str(request["body"]).encode()
         content = "left out of the recording"
-        if self.kind == "gemini":
+        if self.kind == "bedrock":
+            return json.dumps({"messages": [{"content": [{"text": content}]}]}).encode()
+        if self.kind in ("gemini", "vertex"):
             return json.dumps({"contents": [{"parts": [{"text": content}]}]}).encode()
         document = {
             "model": self.record["expected"].get("model") or "some-model",
@@ -182,7 +204,7 @@ class Exchange:
     @property
     def asks_usage(self) -> bool:
         """Whether the client asked for usage in a stream."""
-        options = json.loads(self.body).get("stream_options")
+        options = json.loads(self.body or b"{}").get("stream_options")
         return isinstance(options, dict) and options.get("include_usage") is True
 
     @property
@@ -198,7 +220,7 @@ class Exchange:
     @property
     def vendor(self) -> str:
         """The name of the vendor that answers it: it may report usage without being asked."""
-        unasked = self.kind == "openai" and self.has_usage_event and not self.asks_usage
+        unasked = self.kind in ASKED and self.has_usage_event and not self.asks_usage
         return "rec-" + re.sub("[._]", "-", self.api.lower()) + ("-unasked" if unasked else "")
 
 
@@ -240,6 +262,11 @@ class ReplayVendor:
                 lines = [line.split(": ", 1) for line in head.split("\r\n")[1:-2]]
                 headers = {name.lower(): value for name, value in lines}
                 body = await reader.readexactly(int(headers.get("content-length", 0)))
+                if head.startswith("POST /token "):
+                    token = b'{"access_token":"ya29.of-the-recordings","expires_in":3600}'
+                    writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n" % len(token))
+                    writer.write(token)
+                    continue
                 if (replay := headers.get("x-replay")) is None:  # the gateway asks for models
                     writer.write(b"HTTP/1.1 404 Not Found\r\ncontent-length: 0\r\n\r\n")
                     continue
@@ -308,6 +335,9 @@ async def play(product: Product, exchange: Exchange, framing: str) -> Answer:
         "gemini": ("x-goog-api-key", product.token),
         "cohere": ("authorization", f"Bearer {product.token}"),
         "ollama": ("authorization", f"Bearer {product.token}"),
+        "azure": ("api-key", product.token),
+        "bedrock": ("authorization", f"Bearer {product.token}"),
+        "vertex": ("authorization", f"Bearer {product.token}"),
     }[exchange.kind]
     headers = {
         **{name: value for name, value in request.get("headers", {}).items()
@@ -337,6 +367,16 @@ async def play_all(
     return answers
 
 
+def key_of(name: str, kind: str, port: int) -> str:
+    """What the vendor is called with; a cloud's signs, or gets tokens from the vendor below."""
+    if kind == "bedrock":
+        return json.dumps(AWS)
+    if kind == "vertex":
+        uri = f"http://127.0.0.1:{port}/token"
+        return service_account(uri, project_id="example-project").decode()
+    return f"key-of-{name}"
+
+
 async def add_vendors(product: Product, names: Mapping[str, str], port: int) -> None:
     waiting = iter(names.items())
 
@@ -346,7 +386,7 @@ async def add_vendors(product: Product, names: Mapping[str, str], port: int) -> 
             options = ["--usage-unasked"] if name.endswith("-unasked") else []
             await asyncio.to_thread(
                 product.add_vendor,
-                name, kind=kind, base_url=base_url, key=f"key-of-{name}", options=options,
+                name, kind=kind, base_url=base_url, key=key_of(name, kind, port), options=options,
             )  # fmt: skip
 
     async with asyncio.TaskGroup() as group:
@@ -382,7 +422,7 @@ def differences_of_request(exchange: Exchange, received: bytes) -> list[str]:
     spliced = options.pop("include_usage", None) is True and sent.get("stream") is True
     if not spliced or options != (sent.pop("stream_options", None) or {}) or got != sent:
         return ["the vendor got another request than the client sent"]
-    if exchange.kind != "openai" or exchange.asks_usage or exchange.vendor.endswith("-unasked"):
+    if exchange.kind not in ASKED or exchange.asks_usage or exchange.vendor.endswith("-unasked"):
         return ["usage was asked for without need"]
     return []
 

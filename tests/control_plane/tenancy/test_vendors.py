@@ -1,3 +1,4 @@
+import json
 from typing import Any
 
 import asyncpg
@@ -8,6 +9,7 @@ from control_plane.tenancy.aliases import list_aliases, remove_alias, set_alias
 from control_plane.tenancy.vendors import (
     NewVendor,
     add_vendor,
+    check_vendor,
     list_vendors,
     register_public_key,
     remove_vendor,
@@ -17,6 +19,7 @@ from control_plane.tenancy.vendors import (
 from gateway.vendors.presets import PLACEHOLDER_KEY, PRESETS
 from gateway.vendors.seal import keygen
 from gateway.vendors.vault import Vault, load_vendors
+from tests.gateway.vendors.cloud_keys import AWS, service_account
 
 KEY = "sk-canary-0123456789"
 PAIR = keygen()
@@ -120,12 +123,13 @@ def said(name: str, **changes: Any) -> NewVendor:
 async def test_a_known_vendor_needs_no_more_than_its_name_and_key(
     owner: asyncpg.Connection,
 ) -> None:
-    for name, preset in PRESETS.items():
+    known = {name: preset for name, preset in PRESETS.items() if preset.base_url}
+    for name, preset in known.items():
         key = "" if preset.is_private else KEY
         added = await add_vendor(owner, with_preset(said(name, key=key)))
         assert (added["kind"], added["base_url"]) == (preset.kind, preset.base_url)
     opened = {one.name: one for one in await load_vendors(owner, Vault([PAIR.private]))}
-    assert len(opened) == len(PRESETS)
+    assert len(opened) == len(known)
     assert {one.problem for one in opened.values()} == {None}
     assert opened["ollama"].key == PLACEHOLDER_KEY.encode()
     assert (opened["ollama"].is_private, opened["mistral"].is_private) == (True, False)
@@ -154,6 +158,9 @@ def test_at_an_address_of_its_own_a_known_name_tells_the_kind_alone() -> None:
 @pytest.mark.parametrize(
     ("field", "name", "preset", "changes"),
     [
+        ("base-url", "azure", None, {}),
+        ("base-url", "bedrock", None, {}),
+        ("base-url", "aws", None, {"kind": "bedrock"}),
         ("kind", "acme", None, {}),
         ("kind", "acme", None, {"base_url": "https://acme.example.com"}),
         ("base-url", "acme", None, {"kind": "openai"}),
@@ -225,3 +232,40 @@ async def test_each_change_wakes_the_gateways(owner: asyncpg.Connection) -> None
     assert await changes() == 4
     await remove_vendor(owner, "openai", is_embedded=True)
     assert await changes() == 5
+
+
+async def test_a_clouds_key_file_is_opened_by_gateways_as_what_signs(
+    owner: asyncpg.Connection,
+) -> None:
+    aws = said("aws", kind="bedrock", base_url="https://llm.example.com", key=json.dumps(AWS))
+    google = said(
+        "google", kind="vertex", base_url="https://aiplatform.googleapis.com",
+        key=service_account().decode(),
+    )  # fmt: skip
+    for vendor in (aws, google):
+        await add_vendor(owner, with_preset(vendor))
+    await rotate_vendor(owner, "aws", json.dumps({**AWS, "access_key_id": "AKIAOTHER"}))
+    opened = {one.name: one for one in await load_vendors(owner, Vault([PAIR.private]))}
+    assert {one.problem for one in opened.values()} == {None}
+    assert opened["aws"].signer is not None
+    assert b"AKIAOTHER" in opened["aws"].signer.secrets
+    assert opened["google"].signer is not None
+    assert "canary" not in repr(opened)
+    assert "PRIVATE" not in repr(opened)
+
+
+@pytest.mark.parametrize(
+    ("kind", "key", "problem"),
+    [
+        ("bedrock", json.dumps({**AWS, "region": None}), "'region'"),
+        ("bedrock", '{"access_key_id": "canary"}', "'secret_access_key'"),
+        ("vertex", '{"type": "service_account", "project_id": "p"}', "'client_email'"),
+        ("vertex", service_account(token_uri="http://canary").decode(), "'token_uri'"),
+    ],
+)
+def test_what_a_clouds_key_file_lacks_is_told(kind: str, key: str, problem: str) -> None:
+    with pytest.raises(BadArgument) as refused:
+        check_vendor(said("cloud", kind=kind, base_url="https://llm.example.com", key=key))
+    assert refused.value.field == "key-file"
+    assert problem in str(refused.value)
+    assert "canary" not in str(refused.value)

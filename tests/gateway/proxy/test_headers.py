@@ -83,6 +83,7 @@ content-length: 12
         "cf-connecting-ip", "cf-access-jwt-assertion", "true-client-ip", "x-client-ip",
         "x-original-url", "x-http-method-override", "x-envoy-external-address",
         "x-goog-iap-jwt-assertion", "x-goog-authenticated-user-email",
+        "x-amz-date", "x-amz-security-token", "x-amz-content-sha256",
         "x-kaixu-call-id", "x-kaixu-anything",
         "openai-organization", "openai-project", "x-goog-user-project",
         "x_api_key", "x-api_key", "x_forwarded_for", "x_kaixu_reason", "openai_project",

@@ -68,7 +68,8 @@ def listed(
 
 
 def ids(answer: Mapping[str, Any]) -> list[str]:
-    return [row.get("id") or row["name"] for row in answer.get("data", answer.get("models"))]
+    (rows,) = (answer[name] for name in ("data", "models", "modelSummaries") if name in answer)
+    return [row.get("id") or row.get("modelId") or row["name"] for row in rows]
 
 
 def test_openais_list_has_what_a_call_reaches_aliases_first(directory: ModelDirectory) -> None:

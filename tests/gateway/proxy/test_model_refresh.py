@@ -5,9 +5,10 @@ import asyncio
 import pytest
 
 from gateway.proxy.model_list import ModelDirectory
-from gateway.proxy.model_refresh import ModelRefresh, _WholeAnswer
+from gateway.proxy.model_refresh import ModelRefresh
 from gateway.proxy.routing import RoutingTable
 from gateway.proxy.upstream import Origin, UpstreamConnection, UpstreamPool
+from gateway.proxy.whole_answer import WholeAnswer
 from tests.gateway.proxy.rig import DEADLINE_SECONDS, Rig
 from tests.gateway.proxy.test_calls import answers, plain
 
@@ -19,7 +20,7 @@ async def test_a_connection_that_went_on_to_somebody_else_is_left_alone(
     rig: Rig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Between an answer's end and the next step of who asked, a call may take the connection."""
-    call = _WholeAnswer(asyncio.get_running_loop())
+    call = WholeAnswer(asyncio.get_running_loop(), bytes_max=1024)
     put_back = UpstreamPool._put_back
 
     def taken_at_once(self: UpstreamPool, origin: Origin, connection: UpstreamConnection) -> None:
@@ -34,5 +35,5 @@ async def test_a_connection_that_went_on_to_somebody_else_is_left_alone(
     table = RoutingTable([rig.target("openai")], {})
     await ModelRefresh(directory, rig.pool).refresh(table)
     async with asyncio.timeout(DEADLINE_SECONDS):
-        assert await call.done == b'{"data": [{"id": "model-a"}]}'
+        assert await call.done == (200, b'{"data": [{"id": "model-a"}]}')
     assert rig.vendor.connections == 1

@@ -8,7 +8,7 @@ import pytest
 
 from gateway.connect_guard import check_base_url
 from gateway.proxy.error_responses import MASKED_KEY_BYTES_MIN
-from gateway.vendors.presets import PLACEHOLDER_KEY, PRESETS
+from gateway.vendors.presets import BASE_URL_FORMS, PLACEHOLDER_KEY, PRESETS
 from gateway.vendors.registry import KINDS, check_vendor_name
 
 RECORDINGS = Path(
@@ -17,7 +17,7 @@ RECORDINGS = Path(
 )
 
 
-@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize("name", [name for name, one in PRESETS.items() if one.base_url])
 def test_every_preset_can_be_added_as_it_is(name: str) -> None:
     preset = PRESETS[name]
     assert check_vendor_name(name) == name
@@ -25,6 +25,12 @@ def test_every_preset_can_be_added_as_it_is(name: str) -> None:
     assert str(base_url) == preset.base_url
     assert (base_url.scheme == "http") is preset.is_private
     assert not preset.usage_unasked or KINDS[preset.kind].needs_usage_asked
+
+
+def test_where_a_preset_has_no_address_its_kind_tells_the_form() -> None:
+    without = {one.kind for one in PRESETS.values() if not one.base_url}
+    assert without == {"azure", "bedrock"}
+    assert without < set(BASE_URL_FORMS)
 
 
 def test_a_vendor_of_a_kinds_own_name_is_where_that_kind_is_by_default() -> None:
