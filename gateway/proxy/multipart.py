@@ -228,6 +228,8 @@ def _part(text: bytes, head: Span, value: Span) -> Part:
         name = header[1].lower()
         if name in headers:
             raise BodyInvalid("A part of the form has a header twice.")
+        if name != "content-disposition" and _NAME_INSIDE.search(header[2]):
+            raise BodyInvalid("A part of the form has a name where none belongs.")
         headers[name] = header[2].rstrip(" \t")
         if name == "content-length":
             start = at + header.start(2)
