@@ -63,15 +63,12 @@ class OpenAIAudio(UsageReader):
             return
         if event.name == b"error":
             self.tell_error()
-        self._read(event.data)
+        self.read_object(event.data)
         if event.name.decode("ascii", "replace") in _ENDS:
             self._end()
 
     def read_object(self, document: bytes) -> None:
-        """Take in an answer, or a part of one."""
-        self._read(document)
-
-    def _read(self, document: bytes) -> None:
+        """Take in an answer, a part of one, or an event."""
         answer = self.decode(_ANSWER, document)
         if answer is None:
             return
