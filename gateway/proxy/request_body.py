@@ -17,8 +17,6 @@ from gateway.proxy.stored_objects import check_fields_name_none, check_names_non
 Headers = Sequence[tuple[bytes, bytes]]
 Fields = DecidingFields | FormFields
 
-_PREFIX = "models/"
-
 
 def read_fields(
     body: bytes, *, endpoint: Endpoint, headers: Headers, model_required: bool
