@@ -1,4 +1,4 @@
-"""Usage in Gemini's generateContent and streamGenerateContent, on the Gemini API and Vertex.
+"""Usage in Gemini's generateContent, streamGenerateContent and embedContent, there and on Vertex.
 
 `usageMetadata` of the answer; in a stream the last one that counts anything: it is cumulative, but
 a later one may withdraw a count. `promptTokenCount` includes what came from a cache; the prompts of
@@ -15,6 +15,8 @@ from gateway.metering.usage import Flag, Reported, disjoint_input
 from gateway.metering.usage_reader import Meters, UsageReader, is_object, value
 
 MODALITIES_MAX: Final = 64  # rows of a token count by modality
+
+_PROMPT_DETAILS: Final = ("promptTokensDetails", "promptTokenDetails")  # the latter in embeddings
 
 
 class _Answer(msgspec.Struct, rename="camel"):
@@ -101,7 +103,7 @@ class GeminiGenerate(UsageReader):
             "output_tokens": output,
             "reasoning_tokens": thoughts,
             "audio_input_tokens": reported.of_which(
-                _of_modality(reported, "AUDIO", "promptTokensDetails"),
+                _of_modality(reported, "AUDIO", *_PROMPT_DETAILS),
                 all_input,
                 Flag.AUDIO_EXCEEDS_INPUT,
             ),
@@ -111,7 +113,7 @@ class GeminiGenerate(UsageReader):
                 Flag.AUDIO_EXCEEDS_OUTPUT,
             ),
             "image_input_tokens": reported.of_which(
-                _of_modality(reported, "IMAGE", "promptTokensDetails"),
+                _of_modality(reported, "IMAGE", *_PROMPT_DETAILS),
                 all_input,
                 Flag.IMAGE_EXCEEDS_INPUT,
             ),
@@ -122,9 +124,10 @@ def _sum(one: int | None, other: int | None) -> int | None:
     return None if one is None and other is None else (one or 0) + (other or 0)
 
 
-def _of_modality(reported: Reported, modality: str, member: str) -> int | None:
+def _of_modality(reported: Reported, modality: str, *members: str) -> int | None:
     """Return the tokens of one modality. A row without a count says 0: protobuf omits zeros."""
-    rows: Any = reported.at(member)
+    told = (reported.at(name) for name in members)
+    rows: Any = next((one for one in told if one is not None), None)
     if not isinstance(rows, list):
         return None
     counts = [
@@ -132,5 +135,5 @@ def _of_modality(reported: Reported, modality: str, member: str) -> int | None:
         for row in rows[:MODALITIES_MAX]
         if isinstance(row, dict) and row.get("modality") == modality
     ]
-    told = [count for count in counts if count is not None]
-    return sum(told) if told else None
+    said = [count for count in counts if count is not None]
+    return sum(said) if said else None

@@ -23,7 +23,9 @@ from gateway.metering.decoding import DECODERS, DecodedTooLarge, Decoder, Decodi
 from gateway.metering.gemini_generate import GeminiGenerate
 from gateway.metering.json_lines import MEDIA_TYPES, LineParser
 from gateway.metering.json_parts import object_in_tail, objects_in_head
+from gateway.metering.mistral_ocr import MistralOcr
 from gateway.metering.ollama import Ollama
+from gateway.metering.openai_audio import OpenAIAudio
 from gateway.metering.openai_chat import OpenAIChat
 from gateway.metering.openai_embeddings import OpenAIEmbeddings
 from gateway.metering.openai_responses import OpenAIResponses
@@ -45,6 +47,8 @@ class MeterFormat(StrEnum):
     OPENAI_CHAT = "openai.chat"  # completions too
     OPENAI_RESPONSES = "openai.responses"
     OPENAI_EMBEDDINGS = "openai.embeddings"  # rerank and images too
+    OPENAI_AUDIO = "openai.audio"  # Mistral's too
+    MISTRAL_OCR = "mistral.ocr"
     ANTHROPIC_MESSAGES = "anthropic.messages"
     GEMINI_GENERATE = "gemini.generate"
     COHERE_CHAT = "cohere.chat"
@@ -61,6 +65,8 @@ READERS: Final[Mapping[str, Callable[[], UsageReader]]] = MappingProxyType(
         MeterFormat.OPENAI_CHAT: OpenAIChat,
         MeterFormat.OPENAI_RESPONSES: OpenAIResponses,
         MeterFormat.OPENAI_EMBEDDINGS: OpenAIEmbeddings,
+        MeterFormat.OPENAI_AUDIO: OpenAIAudio,
+        MeterFormat.MISTRAL_OCR: MistralOcr,
         MeterFormat.ANTHROPIC_MESSAGES: AnthropicMessages,
         MeterFormat.GEMINI_GENERATE: GeminiGenerate,
         MeterFormat.COHERE_CHAT: CohereChat,
@@ -360,6 +366,8 @@ def open_meter(
     if endpoint_meter == MeterFormat.NONE or status >= _STATUS_ERROR_MIN:
         return NullMeter()
     reader = READERS[endpoint_meter]()
+    if not reader.answers_in_json_only and _is_otherwise(content_type):
+        return NullMeter()
     reader.read_headers(headers)
     meter: StreamMeter | WholeMeter
     if is_in_lines(content_type):
@@ -380,6 +388,12 @@ def open_meter(
 def is_in_lines(content_type: bytes) -> bool:
     """Return whether an answer is a stream of lines of JSON."""
     return content_type.partition(b";")[0].strip().lower() in MEDIA_TYPES
+
+
+def _is_otherwise(content_type: bytes) -> bool:
+    """Return whether an answer is said to be neither JSON nor events: sound, subtitles, text."""
+    media_type = content_type.partition(b";")[0].strip().lower()
+    return bool(media_type) and not media_type.endswith((b"json", b"event-stream"))
 
 
 def _is_events(content_type: bytes, *, stream: bool) -> bool:

@@ -127,44 +127,49 @@ class OpenAIChat(UsageReader):
 
     def meters(self, reported: Reported) -> Meters:
         """Return the counts, disjoint."""
-        reasoning = reported.first_count(
-            ("completion_tokens_details", "reasoning_tokens"), ("reasoning_tokens",)
-        )
-        audio = reported.count("prompt_tokens_details", "audio_tokens")
-        all_input, output = _whole_counts(reported, reasoning=reasoning, audio=audio)
-        uncached, cache_read, cache_write = disjoint_input(
-            all_input,
-            reported.first_count(
-                ("prompt_tokens_details", "cached_tokens"),
-                ("cached_tokens",),
-                ("prompt_cache_hit_tokens",),
-            ),
-            reported.count("prompt_tokens_details", "cache_write_tokens"),
-            reported.flags,
-        )
         self.service_tier = self.service_tier or reported.text("service_tier")
-        return {
-            "input_tokens": uncached,
-            "cache_read_tokens": cache_read,
-            "cache_write_tokens": cache_write,
-            "output_tokens": output,
-            "reasoning_tokens": reported.of_which(reasoning, output, Flag.REASONING_EXCEEDS_OUTPUT),
-            "audio_input_tokens": reported.of_which(audio, all_input, Flag.AUDIO_EXCEEDS_INPUT),
-            "audio_output_tokens": reported.of_which(
-                reported.count("completion_tokens_details", "audio_tokens"),
-                output,
-                Flag.AUDIO_EXCEEDS_OUTPUT,
-            ),
-            "image_input_tokens": reported.of_which(
-                reported.count("prompt_tokens_details", "image_tokens"),
-                all_input,
-                Flag.IMAGE_EXCEEDS_INPUT,
-            ),
-            "seconds": reported.seconds("prompt_audio_seconds"),
-            "searches": reported.first_count(
-                ("num_search_queries",), ("server_tool_use_details", "web_search_requests")
-            ),
-        }
+        return chat_meters(reported)
+
+
+def chat_meters(reported: Reported) -> Meters:
+    """Return the counts of a chat's usage object, disjoint."""
+    reasoning = reported.first_count(
+        ("completion_tokens_details", "reasoning_tokens"), ("reasoning_tokens",)
+    )
+    audio = reported.count("prompt_tokens_details", "audio_tokens")
+    all_input, output = _whole_counts(reported, reasoning=reasoning, audio=audio)
+    uncached, cache_read, cache_write = disjoint_input(
+        all_input,
+        reported.first_count(
+            ("prompt_tokens_details", "cached_tokens"),
+            ("cached_tokens",),
+            ("prompt_cache_hit_tokens",),
+        ),
+        reported.count("prompt_tokens_details", "cache_write_tokens"),
+        reported.flags,
+    )
+    return {
+        "input_tokens": uncached,
+        "cache_read_tokens": cache_read,
+        "cache_write_tokens": cache_write,
+        "output_tokens": output,
+        "reasoning_tokens": reported.of_which(reasoning, output, Flag.REASONING_EXCEEDS_OUTPUT),
+        "audio_input_tokens": reported.of_which(audio, all_input, Flag.AUDIO_EXCEEDS_INPUT),
+        "audio_output_tokens": reported.of_which(
+            reported.count("completion_tokens_details", "audio_tokens"),
+            output,
+            Flag.AUDIO_EXCEEDS_OUTPUT,
+        ),
+        "image_input_tokens": reported.of_which(
+            reported.count("prompt_tokens_details", "image_tokens"),
+            all_input,
+            Flag.IMAGE_EXCEEDS_INPUT,
+        ),
+        "seconds": reported.seconds("prompt_audio_seconds"),
+        "searches": reported.first_count(
+            ("num_search_queries",), ("server_tool_use_details", "web_search_requests")
+        ),
+    }
 
 
 def _whole_counts(

@@ -41,6 +41,7 @@ class UsageReader:
 
     usage_member: ClassVar[bytes]  # the top-level member that holds the usage, in an answer
     finish_pattern: ClassVar[re.Pattern[bytes]]  # group 1 is the finish reason, in a tail
+    answers_in_json_only: ClassVar[bool] = True  # or in events; else what comes as text tells none
     event_bytes_max: ClassVar[int] = SSE_EVENT_BYTES_MAX  # a longer event of a stream is skipped
 
     def __init__(self) -> None:

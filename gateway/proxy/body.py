@@ -11,7 +11,7 @@ Nothing is written anew. An edit replaces or adds the bytes of one value; all ot
 import codecs
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Final
@@ -48,7 +48,7 @@ _TOKEN: Final = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"|[\[\]{}]', re.DOTALL)
 _ATOM: Final = re.compile(rb"[^ \t\r\n,}]++")  # a number, true, false or null
 
 
-class _Members(msgspec.Struct):
+class Members(msgspec.Struct):
     """What one decode finds in a body: it validates all of it, and tells where large values end.
 
     Besides the members that decide these are the ones that may be large, in any wire format. One
@@ -57,18 +57,23 @@ class _Members(msgspec.Struct):
 
     model: msgspec.Raw = _ABSENT
     stream: msgspec.Raw = _ABSENT
+    stream_format: msgspec.Raw = _ABSENT
     stream_options: msgspec.Raw = _ABSENT
     background: msgspec.Raw = _ABSENT
     models: msgspec.Raw = _ABSENT
+    content: msgspec.Raw = _ABSENT
     contents: msgspec.Raw = _ABSENT
+    document: msgspec.Raw = _ABSENT
     documents: msgspec.Raw = _ABSENT
     functions: msgspec.Raw = _ABSENT
     generateContentRequest: msgspec.Raw = _ABSENT  # noqa: N815 - the API's name
     generationConfig: msgspec.Raw = _ABSENT  # noqa: N815 - the API's name
+    images: msgspec.Raw = _ABSENT
     input: msgspec.Raw = _ABSENT
     instructions: msgspec.Raw = _ABSENT
     messages: msgspec.Raw = _ABSENT
     prompt: msgspec.Raw = _ABSENT
+    requests: msgspec.Raw = _ABSENT
     response_format: msgspec.Raw = _ABSENT
     system: msgspec.Raw = _ABSENT
     systemInstruction: msgspec.Raw = _ABSENT  # noqa: N815 - the API's name
@@ -83,12 +88,12 @@ class _Options(msgspec.Struct):
 
 
 _NAMES: Final[Mapping[bytes, str]] = MappingProxyType(
-    {name.encode(): name for name in _Members.__struct_fields__}
+    {name.encode(): name for name in Members.__struct_fields__}
 )
 _SURROGATES: Final = re.compile(rb"\\u[dD][89a-fA-F][0-9a-fA-F]{2}")
 _REPLACEMENT: Final = rb"\\ufffd"
 
-_decode_members: Final = msgspec.json.Decoder(_Members).decode
+_decode_into: Final = msgspec.json.Decoder(Members).decode
 _decode_text: Final = msgspec.json.Decoder(str).decode
 _decode_texts: Final[Callable[[msgspec.Raw], list[str] | None]] = msgspec.json.Decoder(
     list[str] | None
@@ -115,12 +120,17 @@ class DecidingFields:
     asks_usage: bool
     has_stream_options: bool
     text: bytes = field(repr=False)
-    members: _Members = field(repr=False)
+    members: Members = field(repr=False)
 
     @property
     def says_stream(self) -> bool:
         """Whether `stream` is there and not null."""
         return bytes(self.members.stream) in (b"true", b"false")
+
+    @property
+    def streams_events(self) -> bool:
+        """Whether speech is asked for in events; it is one binary stream else."""
+        return bytes(self.members.stream_format) == b'"sse"'
 
 
 def check_content_type(content_type: bytes) -> None:
@@ -138,9 +148,9 @@ def read_deciding_fields(
     encoding.
     """
     text = body if content_encoding is None else decoded_copy(body, content_encoding)
-    members = _decode(text)
+    members = decode_members(text)
     if not _is_plain(text):
-        _spans(text, 0, wanted=_DECIDING, members=members)
+        member_spans(text, 0, wanted=_DECIDING, members=members)
     options = None
     if members.stream_options is not _ABSENT:
         options = _options(members.stream_options)
@@ -162,15 +172,24 @@ def check_same_model(fields: DecidingFields, model_in_path: str) -> None:
         raise BodyInvalid("'model' in the body is not the model in the path.", param="model")
 
 
-def edited(fields: DecidingFields, *, model: str | None = None, asks_usage: bool = False) -> bytes:
-    """Return the body's JSON naming another model, or asking for usage; all other bytes stay."""
+def edited(
+    fields: DecidingFields,
+    *,
+    model: str | None = None,
+    asks_usage: bool = False,
+    inner: Sequence[tuple[Span, bytes]] = (),
+) -> bytes:
+    """Return the body's JSON naming another model, or asking for usage; all other bytes stay.
+
+    `inner`: edits inside of other members, by where they stand.
+    """
     text, members = fields.text, fields.members
     spans: dict[bytes, Span] = {}
     if model is not None or members.stream_options is not _ABSENT:
-        spans = _spans(text, 0, wanted=_DECIDING, members=members)
-    edits: list[tuple[Span, bytes]] = []
+        spans = member_spans(text, 0, wanted=_DECIDING, members=members)
+    edits: list[tuple[Span, bytes]] = list(inner)
     if model is not None:
-        edits.append((spans[b"model"], json.dumps(model, ensure_ascii=False).encode()))
+        edits.append((spans[b"model"], quoted(model)))
     if asks_usage and not fields.asks_usage:
         edits.append(_usage_edit(text, spans.get(b"stream_options")))
     parts: list[bytes | memoryview] = []
@@ -180,6 +199,11 @@ def edited(fields: DecidingFields, *, model: str | None = None, asks_usage: bool
         parts += (view[at:start], value)
         at = end
     return b"".join((*parts, view[at:]))
+
+
+def quoted(text: str) -> bytes:
+    """Return a text as it stands in a body."""
+    return json.dumps(text, ensure_ascii=False).encode()
 
 
 def decoded_copy(body: bytes, encoding: bytes, bytes_max: int = REQUEST_BODY_BYTES_MAX) -> bytes:
@@ -252,7 +276,7 @@ def _options(raw: msgspec.Raw) -> _Options | None:
             param="stream_options",
         ) from error
     if options is not None:
-        _spans(bytes(raw), 0, wanted=_OF_OPTIONS)
+        member_spans(bytes(raw), 0, wanted=_OF_OPTIONS)
     return options
 
 
@@ -264,7 +288,7 @@ def _usage_edit(text: bytes, options: Span | None) -> tuple[Span, bytes]:
     start, end = options
     if text[start:end] == b"null":
         return options, asked
-    said = _spans(text, start, wanted=_OF_OPTIONS).get(b"include_usage")
+    said = member_spans(text, start, wanted=_OF_OPTIONS).get(b"include_usage")
     if said is not None:
         return said, b"true"
     return _first_member(text, start, _USAGE_ASKED)
@@ -272,19 +296,20 @@ def _usage_edit(text: bytes, options: Span | None) -> tuple[Span, bytes]:
 
 def _first_member(text: bytes, at: int, member: bytes) -> tuple[Span, bytes]:
     """Return the edit that puts a member first in the object that begins at `at`."""
-    inside = _past_space(text, at) + 1
-    is_empty = text[_past_space(text, inside)] == ord("}")
+    inside = past_space(text, at) + 1
+    is_empty = text[past_space(text, inside)] == ord("}")
     return (inside, inside), member if is_empty else member + b","
 
 
 # The text
 
 
-def _decode(text: bytes) -> _Members:
+def decode_members(text: bytes) -> Members:
+    """Return what a JSON object says. Raises BodyInvalid."""
     if not text.isascii():
         _check_utf8(text)
     try:
-        return _decode_members(text)
+        return _decode_into(text)
     except RecursionError as error:
         raise BodyInvalid("The request body is nested too deeply.") from error
     except msgspec.ValidationError as error:
@@ -296,7 +321,7 @@ def _decode(text: bytes) -> _Members:
         if not halves:
             raise BodyInvalid from error
     try:
-        return _decode_members(whole)
+        return _decode_into(whole)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise BodyInvalid from error
 
@@ -326,8 +351,8 @@ def _is_plain(text: bytes) -> bool:
     )
 
 
-def _spans(
-    text: bytes, at: int, *, wanted: frozenset[bytes], members: _Members | None = None
+def member_spans(
+    text: bytes, at: int, *, wanted: frozenset[bytes], members: Members | None = None
 ) -> dict[bytes, Span]:
     """Return where the values of the wanted members stand, of the object that begins at `at`.
 
@@ -335,7 +360,7 @@ def _spans(
     name is written with escapes.
     """
     spans: dict[bytes, Span] = {}
-    at = _past_space(text, _past_space(text, at) + 1)
+    at = past_space(text, past_space(text, at) + 1)
     for _ in range(MEMBERS_MAX):
         found = _NAME.match(text, at)
         if found is None:  # the object is empty
@@ -408,7 +433,8 @@ def _end_of_container(text: bytes, start: int) -> int:
     raise BodyInvalid(f"A member of the request body has more than {TOKENS_MAX} values in it.")
 
 
-def _past_space(text: bytes, at: int) -> int:
+def past_space(text: bytes, at: int) -> int:
+    """Return where the next thing of a JSON text stands, from `at` on."""
     found = _SPACE.match(text, at)
     assert found is not None
     return found.end()

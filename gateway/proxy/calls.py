@@ -26,7 +26,6 @@ from gateway.errors import (
     VendorBroke,
 )
 from gateway.permit_limit import PermitLimit
-from gateway.proxy import body as bodies
 from gateway.proxy.address_window import AddressWindow
 from gateway.proxy.call_record import CallRecord, RecordKeeper, Status, header_text
 from gateway.proxy.cloud_paths import find, guess_wire
@@ -37,8 +36,8 @@ from gateway.proxy.headers import upstream_headers, upstream_query
 from gateway.proxy.live_calls import LiveCalls
 from gateway.proxy.model_list import ModelDirectory
 from gateway.proxy.relay import Outcome, Relay, RelayTimes
+from gateway.proxy.request_body import Fields, check_models_of_path, read_fields, renamed
 from gateway.proxy.routing import Route, RoutingTable, Target
-from gateway.proxy.stored_objects import check_names_none
 from gateway.proxy.upstream import Origin, UpstreamConnection, UpstreamPool
 from gateway.proxy.vendor_credentials import credential_lines
 
@@ -372,16 +371,18 @@ class Calls:
         """Return what goes to whom. The client's body is held by nothing else from here on."""
         endpoint, exchange, caller = match.endpoint, call.exchange, call.caller
         body = await exchange.read_body(org_id=caller.org_id)
-        bodies.check_content_type(_header(exchange, b"content-type") or b"")
-        encoding = _header(exchange, b"content-encoding")
-        fields = bodies.read_deciding_fields(
-            body, content_encoding=encoding, model_required=_has_to_name_model(endpoint, caller)
+        fields = read_fields(
+            body,
+            endpoint=endpoint,
+            headers=exchange.headers,
+            model_required=_has_to_name_model(endpoint, caller),
         )
-        check_names_none(fields.text, has_items=endpoint.has_items)
         model = fields.model
         if match.model_in_path is not None:
-            bodies.check_same_model(fields, match.model_in_path)
+            check_models_of_path(fields, match.model_in_path, endpoint=endpoint)
             model = match.model_in_path
+        if endpoint.lists_models and caller.has_model_list:
+            raise ModelNotAllowed
         if model is not None and not caller.may_use(model):
             raise ModelNotAllowed(param="model")
         if caller.has_model_list and (
@@ -398,13 +399,14 @@ class Calls:
         )
         stream = fields.stream if fields.says_stream else endpoint.streams_by_default
         stream = stream or endpoint.always_streams
+        stream = stream or (endpoint.has_stream_format and fields.streams_events)
         sent = _edited(
             body,
             fields,
             route=route,
-            endpoint=endpoint,
+            match=match,
             stream=stream,
-            is_compressed=encoding is not None,
+            is_compressed=_header(exchange, b"content-encoding") is not None,
         )
         target, path = route.targets[0], _path(match, route)
         if target.signer is not None and target.signer.refuses(path):
@@ -586,28 +588,28 @@ def _has_to_name_model(endpoint: Endpoint, caller: Caller) -> bool:
 
 def _edited(
     body: bytes,
-    fields: bodies.DecidingFields,
+    fields: Fields,
     *,
     route: Route,
-    endpoint: Endpoint,
+    match: Match,
     stream: bool,
     is_compressed: bool,
 ) -> _Sent:
     """Return the body as it goes up: the client's own bytes, but for an alias and the usage."""
+    endpoint = match.endpoint
     asks_usage = (
         stream and endpoint.asks_usage and route.targets[0].asks_usage and not fields.asks_usage
     )
-    names_alias = route.alias is not None and (
-        endpoint.model_in == "body" or fields.model == route.alias
+    sent = renamed(
+        fields,
+        endpoint=endpoint,
+        model=route.model if route.alias is not None else None,
+        model_in_path=match.model_in_path,
+        asks_usage=asks_usage,
     )
-    model = route.model if names_alias else None
-    if not asks_usage and model is None:
+    if sent is None:
         return _Sent(body=body, asked_usage=False, drop_content_encoding=False)
-    return _Sent(
-        body=bodies.edited(fields, model=model, asks_usage=asks_usage),
-        asked_usage=asks_usage,
-        drop_content_encoding=is_compressed,
-    )
+    return _Sent(body=sent, asked_usage=asks_usage, drop_content_encoding=is_compressed)
 
 
 def _request_head(exchange: Exchange, request: _Request, *, now: float) -> bytes:
@@ -619,7 +621,7 @@ def _request_head(exchange: Exchange, request: _Request, *, now: float) -> bytes
         exchange.headers,
         target=target,
         stream=request.stream,
-        body_length=len(request.sent.body),
+        body_length=None if request.endpoint.body == "none" else len(request.sent.body),
         drop_content_encoding=request.sent.drop_content_encoding,
     )
     if target.signer is not None:

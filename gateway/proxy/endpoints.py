@@ -31,9 +31,13 @@ class Endpoint:
 
     - `wire`: how its client talks; `meter`: a MeterFormat, how its answers tell usage.
     - `counts`: it takes allowance; `generates`: it is metered.
-    - `model_in`: where the request names the model; `body`: what the request's body is.
+    - `model_in`: where the request names the model; `body`: what the request's body is, a form
+      being multipart/form-data.
     - `has_default_model`: the vendor takes one of its own where the body names none.
     - `asks_usage`: its streams tell usage only when `stream_options.include_usage` asks for it.
+    - `has_inner_models`: each of the body's `requests` names the model once more.
+    - `has_stream_format`: it answers in events where `stream_format` is "sse".
+    - `lists_models`: its answer names models that a token may not use.
     - `has_items`: its body may name what the vendor stored by an item's id alone.
     - `stream_error_event`: ends its streams in place of the wire format's.
     - `always_streams`: the path alone says that the answer is a stream.
@@ -49,9 +53,12 @@ class Endpoint:
     counts: bool = False
     generates: bool = False
     model_in: Literal["body", "path", "none"] = "none"
-    body: Literal["json", "none"] = "none"
+    body: Literal["json", "form", "form or json", "none"] = "none"
     has_default_model: bool = False
     asks_usage: bool = False
+    has_inner_models: bool = False
+    has_stream_format: bool = False
+    lists_models: bool = False
     has_items: bool = False
     stream_error_event: StreamErrorEvent | None = None
     always_streams: bool = False
@@ -141,6 +148,21 @@ MULTIMODAL_EMBEDDINGS: Final = replace(EMBEDDINGS, name="embeddings.multimodal")
 # Mistral's, which reports unasked.
 FIM_COMPLETIONS: Final = replace(CHAT_COMPLETIONS, name="fim.completions", asks_usage=False)
 IMAGES_GENERATIONS: Final = replace(EMBEDDINGS, name="images.generations", has_default_model=True)
+IMAGES_EDITS: Final = replace(IMAGES_GENERATIONS, name="images.edits", body="form or json")
+IMAGES_VARIATIONS: Final = replace(IMAGES_EDITS, name="images.variations", body="form")
+# OpenAI takes a form; OpenRouter JSON as well.
+AUDIO_TRANSCRIPTIONS: Final = replace(
+    EMBEDDINGS,
+    name="audio.transcriptions",
+    meter=MeterFormat.OPENAI_AUDIO,
+    body="form or json",
+)
+AUDIO_TRANSLATIONS: Final = replace(AUDIO_TRANSCRIPTIONS, name="audio.translations")
+AUDIO_SPEECH: Final = replace(
+    AUDIO_TRANSCRIPTIONS, name="audio.speech", body="json", has_stream_format=True
+)
+# Mistral's.
+OCR: Final = replace(EMBEDDINGS, name="ocr", meter=MeterFormat.MISTRAL_OCR)
 MODERATIONS: Final = Endpoint(
     name="moderations",
     wire=openai.FORMAT,
@@ -195,6 +217,10 @@ GEMINI_COUNT_TOKENS: Final = Endpoint(
     model_in="path",
     body="json",
 )
+EMBED_CONTENT: Final = replace(GENERATE_CONTENT, name="embedContent")
+BATCH_EMBED_CONTENTS: Final = replace(
+    EMBED_CONTENT, name="batchEmbedContents", has_inner_models=True
+)
 COHERE_CHAT: Final = Endpoint(
     name="chat.v2",
     wire=cohere.FORMAT,
@@ -213,6 +239,10 @@ COHERE_RERANK: Final = replace(COHERE_EMBED, name="rerank.v2")
 COHERE_CHAT_V1: Final = replace(COHERE_EMBED, name="chat.v1", has_default_model=True)
 COHERE_EMBED_V1: Final = replace(COHERE_CHAT_V1, name="embed.v1")
 COHERE_RERANK_V1: Final = replace(COHERE_CHAT_V1, name="rerank.v1")
+COHERE_TOKENIZE: Final = replace(
+    COHERE_EMBED, name="tokenize", meter=MeterFormat.NONE, counts=False, generates=False
+)
+COHERE_DETOKENIZE: Final = replace(COHERE_TOKENIZE, name="detokenize")
 OLLAMA_CHAT: Final = Endpoint(
     name="ollama.chat",
     wire=ollama.FORMAT,
@@ -226,9 +256,16 @@ OLLAMA_CHAT: Final = Endpoint(
 )
 OLLAMA_GENERATE: Final = replace(OLLAMA_CHAT, name="ollama.generate")
 OLLAMA_EMBED: Final = replace(OLLAMA_CHAT, name="ollama.embed", streams_by_default=False)
+OLLAMA_EMBEDDINGS: Final = replace(OLLAMA_EMBED, name="ollama.embeddings")  # the older one
 OLLAMA_SHOW: Final = replace(
     OLLAMA_EMBED, name="ollama.show", meter=MeterFormat.NONE, counts=False, generates=False
 )
+
+
+OLLAMA_VERSION: Final = Endpoint(
+    name="ollama.version", wire=ollama.FORMAT, methods=frozenset({b"GET"})
+)
+OLLAMA_PS: Final = replace(OLLAMA_VERSION, name="ollama.ps", lists_models=True)
 
 
 def _by_format(name: str, *, model_in: Literal["path", "none"]) -> Mapping[str, Endpoint]:
@@ -258,6 +295,12 @@ _EXACT: Final[Mapping[str, Endpoint]] = MappingProxyType(
         "/v1/multimodalembeddings": MULTIMODAL_EMBEDDINGS,
         "/v1/fim/completions": FIM_COMPLETIONS,
         "/v1/images/generations": IMAGES_GENERATIONS,
+        "/v1/images/edits": IMAGES_EDITS,
+        "/v1/images/variations": IMAGES_VARIATIONS,
+        "/v1/audio/transcriptions": AUDIO_TRANSCRIPTIONS,
+        "/v1/audio/translations": AUDIO_TRANSLATIONS,
+        "/v1/audio/speech": AUDIO_SPEECH,
+        "/v1/ocr": OCR,
         "/v1/moderations": MODERATIONS,
         "/v1/messages": MESSAGES,
         "/v1/messages/count_tokens": COUNT_TOKENS,
@@ -266,10 +309,15 @@ _EXACT: Final[Mapping[str, Endpoint]] = MappingProxyType(
         "/v2/rerank": COHERE_RERANK,
         "/v1/chat": COHERE_CHAT_V1,
         "/v1/embed": COHERE_EMBED_V1,
+        "/v1/tokenize": COHERE_TOKENIZE,
+        "/v1/detokenize": COHERE_DETOKENIZE,
         "/api/chat": OLLAMA_CHAT,
         "/api/generate": OLLAMA_GENERATE,
         "/api/embed": OLLAMA_EMBED,
+        "/api/embeddings": OLLAMA_EMBEDDINGS,
         "/api/show": OLLAMA_SHOW,
+        "/api/version": OLLAMA_VERSION,
+        "/api/ps": OLLAMA_PS,
         "/api/tags": LIST_MODELS[ollama.FORMAT.name],
     }
 )
@@ -282,7 +330,16 @@ _MATCHES: Final[Mapping[str, Match]] = MappingProxyType(
     {path: Match(endpoint=one, vendor=None, path=path) for path, one in _EXACT.items()}
 )
 _VERBS: Final[Mapping[str, Endpoint]] = MappingProxyType(
-    {one.name: one for one in (GENERATE_CONTENT, STREAM_GENERATE_CONTENT, GEMINI_COUNT_TOKENS)}
+    {
+        one.name: one
+        for one in (
+            GENERATE_CONTENT,
+            STREAM_GENERATE_CONTENT,
+            GEMINI_COUNT_TOKENS,
+            EMBED_CONTENT,
+            BATCH_EMBED_CONTENTS,
+        )
+    }
 )
 
 _MODELS: Final = "models/"

@@ -13,7 +13,7 @@ a vendor hands to the model as it stands (tools' schemas and arguments) or keeps
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, Final
 from urllib.parse import unquote
 
@@ -38,6 +38,7 @@ _REFERENCES: Final = frozenset(
         "previous_response_id",
         "vector_store_id",
         "vector_store_ids",
+        "voice_id",
     }
 )
 # Their value names something stored only where it is an object with an `id`: a prompt template,
@@ -109,6 +110,13 @@ def check_names_none(text: bytes, *, has_items: bool = False) -> None:
         for name, value in document:
             if name == "input" and isinstance(value, list) and any(map(_is_stored, value)):
                 raise NotYours(_message(name), param=name)
+
+
+def check_fields_name_none(names: Iterable[str]) -> None:
+    """Raise NotYours where a form has a field whose name, or a part of it, is one of an object."""
+    for name in names:
+        if name in _REFERENCES or name in _URIS or name == _SKILL:
+            raise NotYours(_message(name), param=name)
 
 
 def _is_suspect(text: bytes) -> bool:

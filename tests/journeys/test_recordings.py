@@ -52,12 +52,19 @@ KINDS: Final = {
     **{f"{vendor}.embeddings": "openai" for vendor in EMBEDDINGS_VENDORS},
     "voyage.rerank": "openai",
     "openai.images": "openai",
+    "xai.images": "openai",
+    "openai.audio.transcriptions": "openai",
+    "openai.audio.translations": "openai",
+    "openrouter.audio.transcriptions": "openai",
+    "mistral.audio": "openai",
+    "mistral.ocr": "openai",
     "openai.moderations": "openai",
     "anthropic.messages": "anthropic",
     "anthropic.count_tokens": "anthropic",
     "gemini.generateContent": "gemini",
     "gemini.streamGenerateContent": "gemini",
     "gemini.countTokens": "gemini",
+    "gemini.embedContent": "gemini",
     "cohere.chat": "cohere",
     "cohere.chat.v1": "cohere",
     "cohere.embed": "cohere",
@@ -88,10 +95,14 @@ PATHS: Final = {
     "responses.input_tokens": "/v1/responses/input_tokens",
     "embeddings": "/v1/embeddings",
     "rerank": "/v1/rerank",
-    "images": "/v1/images/generations",
+    "audio": "/v1/audio/transcriptions",
+    "audio.transcriptions": "/v1/audio/transcriptions",
+    "audio.translations": "/v1/audio/translations",
+    "ocr": "/v1/ocr",
     "moderations": "/v1/moderations",
 }
-NOT_SERVED: Final = ("/v1/images/edits", "/v1/responses/resp_")  # where a path begins
+NOT_SERVED: Final = ("/v1/responses/resp_",)  # where a path begins
+BOUNDARY: Final = re.compile(r"multipart/form-data; boundary=(.+)")
 SHORT_BYTES: Final = 4 * 1024  # sent byte by byte up to here
 PARALLEL: Final = 16
 ASKED: Final = ("openai", "azure")  # whose streams tell usage only when asked
@@ -163,7 +174,7 @@ class Exchange:
         request = self.record["request"]
         path = str(request["path"])
         if self.kind == "openai":
-            path = next(path for name, path in PATHS.items() if self.api.endswith(f".{name}"))
+            path = next((of for name, of in PATHS.items() if self.api.endswith(f".{name}")), path)
         if self.kind == "vertex":  # the recorder took the location out
             path = path.replace("<GOOGLE_CLOUD_LOCATION>", "us-central1")
         return path + (f"?{request['query']}" if request.get("query") else "")
@@ -172,6 +183,8 @@ class Exchange:
     def body(self) -> bytes:
         """The recorded request, or the smallest valid one where it was left out."""
         request = self.record["request"]
+        if boundary := BOUNDARY.fullmatch(request["headers"].get("content-type", "")):
+            return self._form(boundary[1])  # no recording has the sound in it
         if request.get("body_base64"):
             return base64.b64decode(request["body_base64"])
         if request.get("body"):
@@ -189,6 +202,19 @@ class Exchange:
         if self.path.startswith("/v1/responses"):
             return json.dumps({**document, "input": content}).encode()
         return json.dumps({**document, "messages": [{"role": "user", "content": content}]}).encode()
+
+    def _form(self, boundary: str) -> bytes:
+        """The smallest form that asks for the recorded answer."""
+        fields = {
+            'name="model"': self.record["expected"].get("model") or "some-model",
+            'name="stream"': "true" if self.record["stream"] else "false",
+            'name="file"; filename="a.wav"': "RIFF",
+        }
+        parts = [
+            f"--{boundary}\r\nContent-Disposition: form-data; {name}\r\n\r\n{value}\r\n"
+            for name, value in fields.items()
+        ]
+        return f"{''.join(parts)}--{boundary}--\r\n".encode()
 
     @property
     def exception(self) -> str:
@@ -448,8 +474,16 @@ def differences_of_usage(exchange: Exchange, rows: list[Row]) -> list[str]:
     sums = {"input_total": expected["total_tokens"] or 0, "output_total": 0}
     derived = expected.get("derived", sums)
     units = expected.get("billed_units", {}).get("search_units")
-    if units is not None and row["searches"] != units:
-        found.append(f"searches {row['searches']}, not {units}")
+    dues = {
+        "searches": units,
+        "seconds": expected.get("audio_seconds"),
+        "pages": expected.get("pages_processed"),
+    }
+    found += [
+        f"{name} {row[name]}, not {due}"
+        for name, due in dues.items()
+        if due is not None and row[name] != due
+    ]
     if sum(number or 0 for number in inputs) != derived["input_total"]:
         found.append(f"input {inputs}, not {derived['input_total']}")
     if (row["output_tokens"] or 0) != derived["output_total"]:

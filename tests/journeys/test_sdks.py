@@ -143,6 +143,74 @@ def test_openai_embeds(chat: openai.OpenAI, product: Product) -> None:
     assert (row["endpoint"], row["input_tokens"], row["output_tokens"]) == ("embeddings", 7, None)
 
 
+def test_openai_hears(chat: openai.OpenAI, product: Product) -> None:
+    model = "whisper-sdk"
+    sound = ("speech.wav", b"RIFF" + bytes(2_000), "audio/wav")
+    answer = chat.audio.transcriptions.create(model=model, file=sound)
+    events = list(
+        chat.audio.transcriptions.create(
+            model=model, file=sound, stream=True, timestamp_granularities=["word"]
+        )
+    )
+    assert events[-1].type == "transcript.text.done"
+    assert events[-1].text == answer.text
+    with pytest.deprecated_call():
+        english = chat.audio.translations.create(model=model, file=sound)
+    assert english.text == answer.text
+    for row in product.events_of(count=3, model_requested=model):
+        assert row["endpoint"] in {"audio.transcriptions", "audio.translations"}
+        assert (row["status"], row["usage_source"]) == ("complete", "vendor")
+        assert (row["input_tokens"], row["output_tokens"]) == (2, 20)
+
+
+def test_openai_speaks(chat: openai.OpenAI, product: Product) -> None:
+    model = "tts-sdk"
+    sound = chat.audio.speech.create(model=model, voice="alloy", input=QUESTION).read()
+    assert sound.startswith(b"\xff\xfb")
+    with chat.audio.speech.with_streaming_response.create(
+        model=model, voice="alloy", input=QUESTION, stream_format="sse"
+    ) as spoken:
+        events = list(spoken.iter_lines())
+    assert "speech.audio.done" in "".join(events)
+    whole, streamed = sorted(
+        product.events_of(count=2, model_requested=model), key=lambda row: bool(row["stream"])
+    )
+    assert (whole["usage_source"], whole["bytes_down"]) == ("none", len(sound))
+    assert (streamed["input_tokens"], streamed["output_tokens"]) == (5, 20)
+
+
+def test_openai_draws(chat: openai.OpenAI, product: Product) -> None:
+    model = "picture-sdk"
+    picture = ("cat.png", bytes(2_000), "image/png")
+    drawn = chat.images.generate(model=model, prompt="two words")
+    edited = chat.images.edit(model=model, image=[picture, picture], prompt="two words")
+    with pytest.deprecated_call():
+        varied = chat.images.create_variation(model=model, image=picture)
+    for answer in (drawn, edited, varied):
+        assert answer.data
+        assert answer.data[0].b64_json
+    *_, last = chat.images.generate(model=model, prompt="two words", stream=True)
+    assert last.type == "image_generation.completed"
+    rows = product.events_of(count=4, model_requested=model)
+    told = sorted((str(row["endpoint"]), row["input_tokens"]) for row in rows)
+    assert told == [
+        ("images.edits", 4),  # of two files of one name the simulator sees the last
+        ("images.generations", 2),
+        ("images.generations", 2),
+        ("images.variations", 2),
+    ]
+
+
+def test_openai_may_not_send_another_model_in_a_form(chat: openai.OpenAI, product: Product) -> None:
+    token, _ = product.new_token("--models", "whisper-*")
+    restricted = chat.with_options(api_key=token)
+    sound = ("speech.wav", b"RIFF", "audio/wav")
+    assert restricted.audio.transcriptions.create(model="whisper-1", file=sound).text
+    with pytest.raises(openai.PermissionDeniedError) as refused:
+        restricted.audio.transcriptions.create(model="gpt-4o-transcribe", file=sound)
+    assert refused.value.response.headers["x-kaixu-reason"] == "model_not_allowed"
+
+
 def test_openai_lists_models(chat: openai.OpenAI) -> None:
     assert "gpt-4o" in {model.id for model in chat.models.list()}
 

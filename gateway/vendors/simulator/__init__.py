@@ -4,10 +4,11 @@
 
 prints `{"port": N}` when it listens. It stands in for OpenAI (base URL http://127.0.0.1:N/v1),
 Anthropic and Gemini (http://127.0.0.1:N): chat completions, completions, responses, embeddings,
-messages, count_tokens, generateContent, streamGenerateContent, countTokens, model lists. Any
-credential that is not empty and comes in the API's own header is good. One word is one token: the
-input is counted in words, an answer has as many words as it was asked to have (1 to 1,000; else
-20), each an event of a stream.
+audio (transcriptions, translations, speech), images, messages, count_tokens, generateContent,
+streamGenerateContent, countTokens, model lists. Any credential that is not empty and comes in the
+API's own header is good. One word is one token: the input is counted in words, an answer has as
+many words as it was asked to have (1 to 1,000; else 20), each an event of a stream. A kilobyte of a
+file, begun, is one token more.
 
 The model's name asks for behaviour; a name that is not in this list is answered normally.
 

@@ -28,6 +28,7 @@ from gateway.vendors.simulator.connection import (
     head,
 )
 from gateway.vendors.simulator.formats import FORMATS, Ask, AskInvalid, Format
+from gateway.vendors.simulator.media_paths import PICTURES, SPEECH, TRANSCRIPTIONS, form_of
 from gateway.vendors.simulator.openai_paths import COMPLETIONS, EMBEDDINGS, RESPONSES
 from gateway.vendors.simulator.tally import Tally
 
@@ -40,6 +41,12 @@ _POSTS: Final = MappingProxyType(
         "/v1/completions": (COMPLETIONS, "generate"),
         "/v1/responses": (RESPONSES, "generate"),
         "/v1/embeddings": (EMBEDDINGS, "generate"),
+        "/v1/audio/transcriptions": (TRANSCRIPTIONS, "generate"),
+        "/v1/audio/translations": (TRANSCRIPTIONS, "generate"),
+        "/v1/audio/speech": (SPEECH, "generate"),
+        "/v1/images/generations": (PICTURES, "generate"),
+        "/v1/images/edits": (PICTURES, "generate"),
+        "/v1/images/variations": (PICTURES, "generate"),
         "/v1/messages": (FORMATS["anthropic"], "generate"),
         "/v1/messages/count_tokens": (FORMATS["anthropic"], "count"),
     }
@@ -136,7 +143,7 @@ class Server:
             await self._list(call, route.model)
         else:
             try:
-                ask = wire.read(document_of(request.body), route.model, route.verb, request.query)
+                ask = wire.read(document_of(request), route.model, route.verb, request.query)
             except (AskInvalid, RecursionError) as error:
                 await call.send_error(400, str(error))
                 return
@@ -181,10 +188,13 @@ class Server:
             )
 
 
-def document_of(body: bytes) -> Mapping[str, Any]:
-    """Return the JSON object in a body. Raises AskInvalid."""
+def document_of(request: Request) -> Mapping[str, Any]:
+    """Return the JSON object in a request's body, or the fields of its form. Raises AskInvalid."""
+    content_type = request.headers.get("content-type", "")
+    if content_type.startswith("multipart/form-data"):
+        return form_of(request.body, content_type)
     try:
-        document = orjson.loads(body)
+        document = orjson.loads(request.body)
     except orjson.JSONDecodeError as error:
         raise AskInvalid("We could not parse the JSON body of your request.") from error
     if not isinstance(document, dict):

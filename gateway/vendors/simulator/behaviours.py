@@ -64,9 +64,10 @@ class Call:
     async def send(
         self, status: int, body: bytes, *, headers: Iterable[tuple[str, str]] = ()
     ) -> None:
-        """Send JSON in one piece, compressed where the client takes gzip."""
-        more = [*self.headers(), ("content-type", "application/json"), *headers]
-        if "gzip" in self.request.headers.get("accept-encoding", ""):
+        """Send an answer in one piece, JSON compressed where the client takes gzip."""
+        more = [*self.headers(), ("content-type", self.format.media_type), *headers]
+        is_json = self.format.media_type == "application/json"
+        if is_json and "gzip" in self.request.headers.get("accept-encoding", ""):
             body = gzip.compress(body, compresslevel=1)
             more += [("content-encoding", "gzip"), ("vary", "accept-encoding")]
         more.append(("content-length", str(len(body))))
@@ -178,7 +179,7 @@ async def _half(call: Call) -> None:
     """Send the first half of an answer whose other half would be due."""
     if not call.ask.stream:
         body = call.plain()
-        more = [("content-type", "application/json"), ("content-length", str(len(body)))]
+        more = [("content-type", call.format.media_type), ("content-length", str(len(body)))]
         await call.connection.write(head(200, [*call.headers(), *more]) + body[: len(body) // 2])
         return
     await call.begin_stream()

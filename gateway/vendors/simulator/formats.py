@@ -69,6 +69,7 @@ class Format:
     - `read(document, path_model, verb, query)`: what is asked. Raises AskInvalid.
     - `plain(ask, call_id, text, spent)`: an answer in one piece.
     - `stream(ask, call_id, texts, spent)`: the pieces of a stream, one for each text and more.
+    - `media_type`: of an answer in one piece.
     - `stream_error(message)`: an error inside a stream. `error(status, message, call_id)`: before.
     """
 
@@ -84,6 +85,7 @@ class Format:
     stream_error: Callable[[str], bytes]
     models_body: Callable[[Sequence[str]], bytes]
     model_body: Callable[[str], bytes]
+    media_type: str = "application/json"
 
 
 class AskInvalid(ValueError):

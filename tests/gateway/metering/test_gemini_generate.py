@@ -70,6 +70,18 @@ def told(usage: Usage) -> dict[str, int | float]:
         ),
         pytest.param(
             {
+                "promptTokenCount": 12,
+                "promptTokenDetails": [
+                    {"modality": "TEXT", "tokenCount": 2},
+                    {"modality": "IMAGE", "tokenCount": 10},
+                ],
+            },
+            {"input_tokens": 12, "image_input_tokens": 10},
+            (),
+            id="embeddings, whose details have another name",
+        ),
+        pytest.param(
+            {
                 "promptTokenCount": 5,
                 "candidatesTokenCount": 1,
                 "totalTokenCount": 99,

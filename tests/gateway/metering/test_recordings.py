@@ -60,7 +60,14 @@ RESPONSES_VENDORS = (
 EMBEDDINGS_VENDORS = ("azure.openai", "mistral", "openai", "openrouter", "perplexity", "voyage")
 FORMATS = {
     **{f"{vendor}.chat": MeterFormat.OPENAI_CHAT for vendor in CHAT_VENDORS},
-    "mistral.audio": MeterFormat.OPENAI_CHAT,
+    "mistral.audio": MeterFormat.OPENAI_AUDIO,
+    "mistral.ocr": MeterFormat.MISTRAL_OCR,
+    "openai.audio.transcriptions": MeterFormat.OPENAI_AUDIO,
+    "openai.audio.translations": MeterFormat.OPENAI_AUDIO,
+    "openrouter.audio.transcriptions": MeterFormat.OPENAI_AUDIO,
+    "xai.images": MeterFormat.OPENAI_EMBEDDINGS,
+    "gemini.embedContent": MeterFormat.GEMINI_GENERATE,
+    "vertex.embedContent": MeterFormat.GEMINI_GENERATE,
     "openai.completions": MeterFormat.OPENAI_CHAT,
     "together.completions": MeterFormat.OPENAI_CHAT,
     **{f"{vendor}.responses": MeterFormat.OPENAI_RESPONSES for vendor in RESPONSES_VENDORS},
@@ -88,12 +95,12 @@ FORMATS = {
     "bedrock.invoke": MeterFormat.BEDROCK_INVOKE,
     "bedrock.invoke-with-response-stream": MeterFormat.BEDROCK_INVOKE,
     "bedrock.count-tokens": MeterFormat.NONE,
-    "vertex.embedContent": MeterFormat.GEMINI_GENERATE,
     "vertex.predict": MeterFormat.VERTEX_PREDICT,
 }
 WITHOUT_OUTPUT = {
     "cohere.embed",
     "cohere.rerank",
+    "gemini.embedContent",
     "vertex.embedContent",
     "vertex.predict",
     *(api for api, meter in FORMATS.items() if meter == MeterFormat.OPENAI_EMBEDDINGS),
@@ -226,16 +233,24 @@ def kept_usage(usage: Usage, api: str) -> Any:
     return kept
 
 
+def differences_where_nothing_is_told(usage: Usage, exchange: dict[str, Any]) -> list[str]:
+    expected = exchange["expected"]
+    told = {"source": "none", "input_tokens": None, "output_tokens": None}
+    flags = (Flag.IN_STREAM_ERROR,) if expected.get("in_stream_error") else ()
+    found = [name for name, want in told.items() if getattr(usage, name) != want]
+    if kept_usage(usage, exchange["api"]) != expected["vendor_usage"]:  # a price, say
+        found.append("vendor usage")
+    return found + (["flags"] if usage.flags != flags else [])
+
+
 def differences(usage: Usage, exchange: dict[str, Any]) -> list[str]:
     """What a usage has that the vendor's report has not, or the other way round."""
     expected = exchange["expected"]
     if not expected["usage_reported"]:
-        told = {"source": "none", "vendor_usage": None, "input_tokens": None, "output_tokens": None}
-        flags = (Flag.IN_STREAM_ERROR,) if expected.get("in_stream_error") else ()
-        found = [name for name, want in told.items() if getattr(usage, name) != want]
-        return found + (["flags"] if usage.flags != flags else [])
+        return differences_where_nothing_is_told(usage, exchange)
     # Who tells nothing but a total has no output.
-    derived = expected.get("derived", {"input_total": expected["total_tokens"] or 0})
+    total = {"input_total": expected["total_tokens"] or 0, "output_total": None}
+    derived = expected.get("derived", total)
     reported = expected["vendor_usage"]
     has_output = not (exchange["api"] in WITHOUT_OUTPUT or "embed" in exchange["request"]["path"])
     want: dict[str, Any] = {
@@ -246,6 +261,8 @@ def differences(usage: Usage, exchange: dict[str, Any]) -> list[str]:
         "reasoning_tokens": reasoning_of(exchange),
         "audio_input_tokens": expected["audio_input_tokens"],
         "audio_output_tokens": expected["audio_output_tokens"],
+        "seconds": expected.get("audio_seconds", reported.get("prompt_audio_seconds")),
+        "pages": expected.get("pages_processed"),
         "model_served": expected["model"],
         "finish_reason": expected["finish_reason"],
     }

@@ -88,8 +88,8 @@ async def test_a_table_that_can_t_be_loaded_leaves_the_one_before(
         rig.loader.reload()
         await rig.failed.get()
         assert rig.names() == ["one"]
-        await owner.execute("GRANT SELECT ON vendors TO kaixu_gateway")
         await owner.execute(ADD, "two", "openai", True, b"")
+        await owner.execute("GRANT SELECT ON vendors TO kaixu_gateway")
         await rig.loaded.get()
         assert rig.names() == ["one", "two"]
 

@@ -146,6 +146,69 @@ async def test_each_input_gets_a_vector(simulator: Simulator, encoding: str) -> 
     assert (await simulator.last_line())["usage"] == {"input_tokens": 7, "output_tokens": 0}
 
 
+FILE = b"\x00" * 2_500
+MEDIA: dict[str, tuple[dict[str, Any], MeterFormat, int]] = {
+    "/v1/audio/transcriptions": ({"file": FILE}, MeterFormat.OPENAI_AUDIO, 3),
+    "/v1/audio/translations": ({"file": FILE, "prompt": "a b"}, MeterFormat.OPENAI_AUDIO, 5),
+    "/v1/audio/speech": ({"input": QUESTION}, MeterFormat.OPENAI_AUDIO, 5),
+    "/v1/images/generations": ({"prompt": QUESTION}, MeterFormat.OPENAI_EMBEDDINGS, 5),
+    "/v1/images/edits": ({"prompt": "a cat", "image": FILE}, MeterFormat.OPENAI_EMBEDDINGS, 5),
+    "/v1/images/variations": ({"image": FILE}, MeterFormat.OPENAI_EMBEDDINGS, 3),
+}
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["plain", "stream"])
+@pytest.mark.parametrize("path", MEDIA)
+async def test_sound_and_pictures_are_answered(
+    simulator: Simulator, path: str, stream: bool  # noqa: FBT001
+) -> None:  # fmt: skip
+    fields, meter_format, input_tokens = MEDIA[path]
+    is_speech = path.endswith("speech")
+    asked = {"stream_format": "sse"} if is_speech else {"stream": "true"}
+    media_type = "audio/mpeg" if is_speech else "application/json"
+    fields = {"model": "m", **fields, **(asked if stream else {})}
+    body: dict[str, Any] = {"json": fields}
+    if any(isinstance(value, bytes) for value in fields.values()):
+        form = aiohttp.FormData(default_to_multipart=True)
+        for name, value in fields.items():
+            form.add_field(name, value, filename="a" if isinstance(value, bytes) else None)
+        body = {"data": form}
+    headers = APIS["openai"][1]
+    async with simulator.session.post(simulator.url + path, headers=headers, **body) as answer:
+        raw = await answer.read()
+    media_type = "text/event-stream" if stream else media_type
+    assert (answer.status, answer.content_type) == (200, media_type)
+    meter = open_meter(
+        meter_format,
+        stream=stream,
+        status=200,
+        content_type=answer.headers["content-type"].encode(),
+        content_encoding=b"",
+    )
+    meter.feed(raw)
+    assert meter.saw_end
+    usage = meter.finish(complete=True)
+    spent = {"input_tokens": input_tokens, "output_tokens": 20}
+    assert (await simulator.last_line())["usage"] == spent
+    if media_type != "audio/mpeg":
+        assert (usage.source, usage.input_tokens, usage.output_tokens) == (
+            "vendor", input_tokens, 20
+        )  # fmt: skip
+
+
+async def test_a_form_that_lacks_what_it_needs_is_refused(simulator: Simulator) -> None:
+    url = simulator.url + "/v1/audio/transcriptions"
+    for body, content_type in (
+        (b"no form", "multipart/form-data; boundary=x"),
+        (b'--x\r\ncontent-disposition: form-data; name="model"\r\n\r\nm\r\n--x--\r\n',
+         "multipart/form-data; boundary=x"),
+    ):  # fmt: skip
+        headers = {**APIS["openai"][1], "content-type": content_type}
+        async with simulator.session.post(url, data=body, headers=headers) as answer:
+            assert answer.status == 400
+    assert simulator.lines() == []
+
+
 async def test_openai_tells_usage_in_a_stream_only_when_asked(simulator: Simulator) -> None:
     path, headers, _ = APIS["openai"]
     body = {**CHAT, "model": "m", "stream": True, "max_tokens": 3}
