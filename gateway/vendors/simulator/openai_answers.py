@@ -1,0 +1,155 @@
+"""What the simulated vendor says where OpenAI's format has no stream: images, moderations, rerank.
+
+Pure, as `formats.py`.
+"""
+
+import base64
+import zlib
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from typing import Any, Final
+
+import orjson
+
+from gateway.vendors.simulator import cohere_paths
+from gateway.vendors.simulator.formats import (
+    CREATED,
+    FORMATS,
+    IMAGE_TOKENS,
+    Ask,
+    AskInvalid,
+    Spent,
+    length_asked,
+    words_in,
+)
+
+IMAGES_MAX: Final = 10  # in one answer
+
+_CATEGORIES: Final = (
+    "harassment",
+    "harassment/threatening",
+    "hate",
+    "hate/threatening",
+    "illicit",
+    "illicit/violent",
+    "self-harm",
+    "self-harm/instructions",
+    "self-harm/intent",
+    "sexual",
+    "sexual/minors",
+    "violence",
+    "violence/graphic",
+)
+
+
+def _model(document: Mapping[str, Any], other: str, *, default: str) -> str:
+    """Return the model; `other` has to be there as well. Raises AskInvalid."""
+    model = document.get("model", default)
+    if not isinstance(model, str) or not isinstance(document.get(other), str | list):
+        raise AskInvalid(f"you must provide {other}")
+    return model
+
+
+# ------------------------------------------------------------------------------------------ images
+
+
+def _images_read(
+    document: Mapping[str, Any], path_model: str, verb: str, query: Mapping[str, str]
+) -> Ask:
+    del path_model, verb, query
+    return Ask(
+        model=_model(document, "prompt", default="gpt-image-1"),
+        stream=False,
+        words=None,
+        input_tokens=words_in(document["prompt"], is_text=True),
+        stream_usage=False,
+        images=min(length_asked(document.get("n")) or 1, IMAGES_MAX),
+    )
+
+
+def _png_parts() -> Iterator[bytes]:
+    """Yield a picture of one grey point."""
+    yield b"\x89PNG\r\n\x1a\n"
+    header = b"\x00\x00\x00\x01\x00\x00\x00\x01\x08\x00\x00\x00\x00"
+    for name, data in ((b"IHDR", header), (b"IDAT", zlib.compress(b"\x00\x80")), (b"IEND", b"")):
+        check = zlib.crc32(name + data).to_bytes(4)
+        yield len(data).to_bytes(4) + name + data + check
+
+
+PNG: Final = b"".join(_png_parts())
+
+
+def _images_plain(ask: Ask, call_id: str, text: str, spent: Spent) -> bytes:
+    del call_id, text
+    usage = {
+        "input_tokens": spent.input_tokens,
+        "input_tokens_details": {"image_tokens": 0, "text_tokens": spent.input_tokens},
+        "output_tokens": spent.output_tokens,
+        "total_tokens": spent.input_tokens + spent.output_tokens,
+    }
+    assert spent.output_tokens == ask.images * IMAGE_TOKENS
+    data = [{"b64_json": base64.b64encode(PNG).decode()}] * ask.images
+    return orjson.dumps({"created": CREATED, "data": data, "usage": usage})
+
+
+# ------------------------------------------------------------------------------------- moderations
+
+
+def _moderations_read(
+    document: Mapping[str, Any], path_model: str, verb: str, query: Mapping[str, str]
+) -> Ask:
+    del path_model, verb, query
+    told = document.get("input")
+    return Ask(
+        model=_model(document, "input", default="omni-moderation-latest"),
+        stream=False,
+        words=None,
+        input_tokens=words_in(told, is_text=True),
+        stream_usage=False,
+        vectors=len(told) if isinstance(told, list) and told else 1,
+    )
+
+
+def _moderations_plain(ask: Ask, call_id: str, text: str, spent: Spent) -> bytes:
+    """Return verdicts, without a word on usage: they cost nothing."""
+    del text, spent
+    verdict = {
+        "flagged": False,
+        "categories": dict.fromkeys(_CATEGORIES, False),
+        "category_scores": dict.fromkeys(_CATEGORIES, 0.001),
+        "category_applied_input_types": {name: ["text"] for name in _CATEGORIES},
+    }
+    return orjson.dumps({"id": call_id, "model": ask.model, "results": [verdict] * ask.vectors})
+
+
+# ------------------------------------------------------------------------------------------ rerank
+
+
+def _rerank_plain(ask: Ask, call_id: str, text: str, spent: Spent) -> bytes:
+    """Return a ranking for whoever asks below /v1: Voyage reads `data`, Cohere and Jina `results`.
+
+    Usage is told in the way of each.
+    """
+    del text
+    ranking = cohere_paths.scores(ask.vectors)
+    billed = {"search_units": 1}
+    return orjson.dumps(
+        {
+            "id": call_id,
+            "object": "list",
+            "model": ask.model,
+            "results": ranking,
+            "data": ranking,
+            "usage": {"total_tokens": spent.input_tokens, "billed_units": billed},
+            "meta": {"api_version": {"version": "1"}, "billed_units": billed},
+        }
+    )
+
+
+IMAGES: Final = replace(FORMATS["openai"], id_prefix="", read=_images_read, plain=_images_plain)
+MODERATIONS: Final = replace(
+    FORMATS["openai"], id_prefix="modr-", read=_moderations_read, plain=_moderations_plain
+)
+RERANK: Final = replace(
+    FORMATS["openai"], id_prefix="", read=cohere_paths.RERANK.read, plain=_rerank_plain
+)
