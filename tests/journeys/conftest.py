@@ -25,6 +25,30 @@ def product(shared_folder: Path) -> Iterator[Product]:
     started.destroy()
 
 
+@pytest.fixture(scope="session")
+def spent(product: Product) -> str:
+    """A token whose month holds no call."""
+    return product.new_token("--limit", "0")[0]
+
+
+@pytest.fixture(scope="session")
+def more_vendors(product: Product) -> None:
+    """Vendors of more kinds, on the product's simulator: `sim-mistral`, `-cohere`, `-ollama`.
+
+    Each is named by the path, or by a model whose name begins with the vendor's.
+    """
+    vendors = product.kaixu("vendor", "list")
+    openai_url = next(one["base_url"] for one in vendors if one["name"] == "openai")
+    root = openai_url.removesuffix("/v1")
+    for name, kind, base_url, *options in (
+        ("sim-mistral", "openai", f"{root}/mistral/v1", "--usage-unasked"),
+        ("sim-cohere", "cohere", root),
+        ("sim-ollama", "ollama", root),
+    ):
+        more = [*options, "--models", f"{name}*"]
+        product.add_vendor(name, kind=kind, base_url=base_url, key=f"key-of-{name}", options=more)
+
+
 @pytest.fixture
 def folder() -> Iterator[Path]:
     made = Path(tempfile.mkdtemp(prefix="kaixu-journey-"))

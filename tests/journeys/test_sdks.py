@@ -1,5 +1,6 @@
 """The vendors' own SDKs, with nothing changed but base URL and key."""
 
+import base64
 from collections.abc import AsyncIterator, Iterator
 
 import anthropic
@@ -23,12 +24,6 @@ SECONDS = 30.0
 
 def junk(token: str) -> str:
     return token[:-1] + ("0" if token[-1] != "0" else "1")
-
-
-@pytest.fixture(scope="module")
-def spent(product: Product) -> str:
-    """A token whose month holds no call."""
-    return product.new_token("--limit", "0")[0]
 
 
 # ------------------------------------------------------------------------------------------ OpenAI
@@ -141,6 +136,25 @@ def test_openai_embeds(chat: openai.OpenAI, product: Product) -> None:
     assert [len(row.embedding) for row in answer.data] == [4, 4]
     row = product.event_of(model_requested=model)
     assert (row["endpoint"], row["input_tokens"], row["output_tokens"]) == ("embeddings", 7, None)
+
+
+def test_openai_moderates(chat: openai.OpenAI, product: Product) -> None:
+    model = "moderation-sdk"
+    answer = chat.moderations.create(model=model, input=["one", QUESTION])
+    assert [result.flagged for result in answer.results] == [False, False]
+    row = product.event_of(model_requested=model)
+    # Costs nothing, and nothing is said of usage.
+    assert (row["endpoint"], row["usage_source"], row["counted"]) == ("moderations", "none", True)
+
+
+def test_openai_draws(chat: openai.OpenAI, product: Product) -> None:
+    model = "gpt-image-sdk"
+    answer = chat.images.generate(model=model, prompt=QUESTION, n=2)
+    pictures = [base64.b64decode(image.b64_json or "") for image in answer.data or ()]
+    assert [picture[:4] for picture in pictures] == [b"\x89PNG"] * 2
+    row = product.event_of(model_requested=model)
+    assert (row["endpoint"], row["usage_source"]) == ("images.generations", "vendor")
+    assert (row["input_tokens"], row["output_tokens"]) == (5, 2 * 272)
 
 
 def test_openai_lists_models(chat: openai.OpenAI) -> None:

@@ -1,4 +1,4 @@
-"""What the simulated vendor says as Mistral, below `/mistral/v1`: chat, fill-in-the-middle.
+"""What the simulated vendor says as Mistral, below `/mistral/v1`: chat, fim, embeddings.
 
 Pure, as `formats.py`. It is OpenAI's format, but usage comes unasked, in the last event of a
 stream, which has a choice as well.
@@ -13,6 +13,7 @@ import orjson
 from gateway.vendors.simulator.formats import (
     CREATED,
     FORMATS,
+    VECTOR,
     Ask,
     AskInvalid,
     Spent,
@@ -72,6 +73,13 @@ def _stream(ask: Ask, call_id: str, texts: Sequence[str], spent: Spent) -> Itera
     yield b"data: [DONE]\n\n"
 
 
+def _embeddings_plain(ask: Ask, call_id: str, text: str, spent: Spent) -> bytes:
+    del text
+    rows = [{"object": "embedding", "index": at, "embedding": VECTOR} for at in range(ask.vectors)]
+    frame = {"id": call_id, "object": "list", "model": ask.model}
+    return orjson.dumps({**frame, "data": rows, "usage": _usage(spent)})
+
+
 def _fim_read(
     document: Mapping[str, Any], path_model: str, verb: str, query: Mapping[str, str]
 ) -> Ask:
@@ -90,4 +98,4 @@ def _fim_read(
 
 CHAT: Final = replace(FORMATS["openai"], id_prefix="", models=_MODELS, plain=_plain, stream=_stream)
 FIM: Final = replace(CHAT, read=_fim_read)
-EMBEDDINGS: Final = replace(OPENAI_EMBEDDINGS, models=_MODELS)
+EMBEDDINGS: Final = replace(CHAT, read=OPENAI_EMBEDDINGS.read, plain=_embeddings_plain)
