@@ -57,6 +57,11 @@ def eventually(look: Callable[[], T | None], *, seconds: float, what: str) -> T:
     return result
 
 
+def mistyped(token: str) -> str:
+    """Return a token as somebody gets it who copies it badly."""
+    return token[:-1] + ("0" if token[-1] != "0" else "1")
+
+
 def first_line(process: "subprocess.Popen[str]", *, seconds: float) -> str:
     """Return the first line that a process prints; fail where it ends or takes too long."""
     assert process.stdout is not None

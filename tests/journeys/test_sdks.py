@@ -12,7 +12,7 @@ from google.genai import errors as genai_errors
 from google.genai import types as genai_types
 from openai.types.chat import ChatCompletionMessageParam
 
-from tests.journeys.product import Product
+from tests.journeys.product import Product, mistyped
 
 pytestmark = pytest.mark.journey
 
@@ -20,10 +20,6 @@ QUESTION = "what are five words here"
 CHAT: list[ChatCompletionMessageParam] = [{"role": "user", "content": QUESTION}]
 MESSAGES: list[MessageParam] = [{"role": "user", "content": QUESTION}]
 SECONDS = 30.0
-
-
-def junk(token: str) -> str:
-    return token[:-1] + ("0" if token[-1] != "0" else "1")
 
 
 # ------------------------------------------------------------------------------------------ OpenAI
@@ -163,7 +159,7 @@ def test_openai_lists_models(chat: openai.OpenAI) -> None:
 
 def test_openai_raises_its_own_errors(chat: openai.OpenAI, product: Product, spent: str) -> None:
     with pytest.raises(openai.AuthenticationError) as refused:
-        chat.with_options(api_key=junk(product.token)).models.list()
+        chat.with_options(api_key=mistyped(product.token)).models.list()
     assert refused.value.response.headers["x-kaixu-reason"] == "token_invalid"
     with pytest.raises(openai.RateLimitError) as limited:
         chat.with_options(api_key=spent).chat.completions.create(model="gpt-4o", messages=CHAT)
@@ -251,7 +247,7 @@ def test_anthropic_raises_its_own_errors(
         client.messages.create(model=model, max_tokens=2, messages=MESSAGES)
 
     with pytest.raises(anthropic.AuthenticationError) as refused:
-        create(claude.with_options(api_key=junk(product.token)))
+        create(claude.with_options(api_key=mistyped(product.token)))
     body = refused.value.body
     assert isinstance(body, dict)
     assert body["error"]["type"] == "authentication_error"
@@ -321,7 +317,7 @@ async def test_gemini_async_answers_and_streams(gemini: genai.Client) -> None:
 
 
 def test_gemini_raises_its_own_errors(product: Product, spent: str) -> None:
-    for token, code in ((junk(product.token), 401), (spent, 429)):
+    for token, code in ((mistyped(product.token), 401), (spent, 429)):
         client = gemini_client(product, token)
         with pytest.raises(genai_errors.ClientError) as refused:
             client.models.generate_content(model="gemini-2.5-flash", contents=QUESTION)

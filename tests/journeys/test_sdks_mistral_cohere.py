@@ -14,16 +14,12 @@ from mistralai.client import Mistral
 from mistralai.client.errors import SDKError
 from mistralai.client.models import UserMessage
 
-from tests.journeys.product import Product
+from tests.journeys.product import Product, mistyped
 
 pytestmark = [pytest.mark.journey, pytest.mark.usefixtures("more_vendors")]
 
 QUESTION = "what are five words here"
 SECONDS = 30
-
-
-def junk(token: str) -> str:
-    return token[:-1] + ("0" if token[-1] != "0" else "1")
 
 
 # ----------------------------------------------------------------------------------------- Mistral
@@ -86,7 +82,7 @@ def test_mistral_raises_its_own_errors(mistral: Mistral, product: Product, spent
             client.chat.complete(model=model, messages=MESSAGES)
         return refused.value
 
-    with mistral_client(product, junk(product.token)) as client:
+    with mistral_client(product, mistyped(product.token)) as client:
         unknown = refusal(client)
     assert unknown.status_code == 401
     assert "token is not valid" in unknown.body
@@ -197,7 +193,7 @@ def test_cohere_raises_its_own_errors(v2: cohere.ClientV2, product: Product, spe
         client.chat(model=model, messages=CHAT)
 
     with (
-        cohere_client(product, junk(product.token)) as client,
+        cohere_client(product, mistyped(product.token)) as client,
         pytest.raises(cohere.UnauthorizedError) as unknown,
     ):
         create(client)
