@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from tests.journeys.node_sdks import node_with_sdks
 from tests.journeys.product import Product, Simulator
 
 
@@ -47,6 +48,12 @@ def more_vendors(product: Product) -> None:
     ):
         more = [*options, "--models", f"{name}*"]
         product.add_vendor(name, kind=kind, base_url=base_url, key=f"key-of-{name}", options=more)
+
+
+@pytest.fixture(scope="session")
+def node() -> str:
+    """Node's program, with the SDKs that the scripts in `node/` need."""
+    return node_with_sdks()
 
 
 @pytest.fixture

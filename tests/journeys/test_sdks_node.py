@@ -4,32 +4,18 @@
 has of a scenario is held against the simulator's own tally, and both against the table below.
 """
 
-import hashlib
-import json
-import os
-import shutil
-import subprocess
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
-from typing import Any, Final, NamedTuple, NoReturn
+from typing import Final, NamedTuple
 
 import pytest
 
-from tests.conftest import required
+from tests.journeys.node_sdks import Result, play
 from tests.journeys.product import VISIBLE_SECONDS_MAX, Product, Row, eventually, mistyped
 
 pytestmark = pytest.mark.journey
 
-FOLDER: Final = Path(__file__).with_name("node")
-NODE_MAJOR_MIN: Final = 20
-INSTALL_SECONDS_MAX: Final = 300.0
-SCRIPT_SECONDS_MAX: Final = 120.0
 RETRY_AFTER_SECONDS: Final = 1.0  # the simulator's
-# How npm says that there is no way to the registry.
-NO_NETWORK: Final = ("EAI_AGAIN", "ENOTFOUND", "ECONNREFUSED", "ETIMEDOUT", "ENETUNREACH")
-
-Result = Mapping[str, Any]
 
 
 class Expected(NamedTuple):
@@ -59,7 +45,7 @@ EXPECTED: Final[Mapping[str, Mapping[str, Expected]]] = {
         "moderations": Expected(
             {"flagged": [False]}, "moderations", input_tokens=None, output_tokens=None
         ),
-        "images": Expected({"png": "PNG"}, "images.generations", output_tokens=272),
+        "images": Expected({"png": "PNG"}, "images.generations", output_tokens=20),
         "models": Expected({"found": True}, calls=0),
         "unknown_token": Expected(
             {"name": "AuthenticationError", "status": 401, "reason": "token_invalid"}, calls=0
@@ -149,57 +135,6 @@ EXPECTED: Final[Mapping[str, Mapping[str, Expected]]] = {
     },
 }
 SCENARIOS: Final = [(sdk, scenario) for sdk, table in EXPECTED.items() for scenario in table]
-
-
-def unavailable(reason: str) -> NoReturn:
-    """Skip; fail where KAIXU_REQUIRE names node."""
-    if required("node"):
-        pytest.fail(reason)
-    pytest.skip(reason)
-
-
-@pytest.fixture(scope="session")
-def node() -> str:
-    """Node's program, with the SDKs installed beside the scripts: by npm, on first use."""
-    program, npm = shutil.which("node"), shutil.which("npm")
-    if program is None or npm is None:
-        unavailable("Node is not installed (node and npm)")
-    asked = [program, "--version"]
-    version = subprocess.run(asked, capture_output=True, text=True, check=True).stdout.strip()
-    if int(version.removeprefix("v").partition(".")[0]) < NODE_MAJOR_MIN:
-        unavailable(f"Node {NODE_MAJOR_MIN} or newer is needed, and {version} is installed")
-    lock = hashlib.sha256((FOLDER / "package-lock.json").read_bytes()).hexdigest()
-    stamp = FOLDER / "node_modules" / ".installed"  # written last, with what was installed
-    if not stamp.exists() or stamp.read_text() != lock:
-        done = subprocess.run(
-            [npm, "ci", "--ignore-scripts", "--no-audit", "--no-fund"],
-            cwd=FOLDER,
-            capture_output=True,
-            text=True,
-            timeout=INSTALL_SECONDS_MAX,
-            check=False,
-        )
-        if done.returncode != 0 and any(word in done.stderr for word in NO_NETWORK):
-            unavailable(f"npm does not reach its registry:\n{done.stderr[-1000:]}")
-        assert done.returncode == 0, done.stderr
-        stamp.write_text(lock)
-    return program
-
-
-def play(node: str, sdk: str, environment: Mapping[str, str]) -> dict[str, Result]:
-    """Run an SDK's script; return the line of each scenario."""
-    done = subprocess.run(
-        [node, f"{sdk}.mjs"],
-        cwd=FOLDER,
-        env={"PATH": os.defpath, **environment},
-        capture_output=True,
-        text=True,
-        timeout=SCRIPT_SECONDS_MAX,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    lines = [json.loads(line) for line in done.stdout.splitlines()]
-    return {line["scenario"]: line for line in lines}
 
 
 class Played(NamedTuple):

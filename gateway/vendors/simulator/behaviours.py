@@ -3,7 +3,7 @@
 import gzip
 import re
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Final
 
@@ -52,7 +52,7 @@ class Call:
     ask: Ask
     id: str
     key: str
-    refusals: "Refusals"
+    refusals: Refusals = field(default_factory=Refusals)
 
     def asking(self, ask: Ask) -> "Call":
         """Return this call with what it asks for."""

@@ -23,7 +23,6 @@ _SENTENCE: Final = (
 _TEXT_MEMBERS: Final = ("content", "text", "system")
 CREATED: Final = 1_735_689_600  # all that is dated has this date: answers repeat
 VECTOR: Final = (0.5, -0.5, 0.5, -0.5)  # of length 1, as OpenAI's are
-IMAGE_TOKENS: Final = 272  # of output, for each image
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,8 +31,8 @@ class Ask:
 
     `words` is the length that it asks for, or None. `stream_usage`: it wants usage in the stream.
     `event_stream` is false where Gemini is to stream one JSON array. `vectors` is how many of them
-    (or scores, or verdicts) are asked for instead of words, `in_base64` how they are to be written,
-    `images` how many of those. `version`: in which version of its API a vendor is to answer.
+    (or scores, or verdicts) are asked for instead of words, `in_base64` how they are to be written.
+    `version`: in which version of its API a vendor is to answer.
     """
 
     model: str
@@ -44,14 +43,13 @@ class Ask:
     event_stream: bool = True
     vectors: int = 0
     in_base64: bool = False
-    images: int = 0
     version: int = 1
 
     @property
     def words_due(self) -> int:
         """The number of words to answer with."""
-        if self.vectors or self.images:
-            return self.images * IMAGE_TOKENS
+        if self.vectors:
+            return 0
         return self.words or WORDS
 
     @property

@@ -15,15 +15,11 @@ from gateway.vendors.simulator import cohere_paths
 from gateway.vendors.simulator.formats import (
     CREATED,
     FORMATS,
-    IMAGE_TOKENS,
     Ask,
     AskInvalid,
     Spent,
-    length_asked,
     words_in,
 )
-
-IMAGES_MAX: Final = 10  # in one answer
 
 _CATEGORIES: Final = (
     "harassment",
@@ -63,7 +59,6 @@ def _images_read(
         words=None,
         input_tokens=words_in(document["prompt"], is_text=True),
         stream_usage=False,
-        images=min(length_asked(document.get("n")) or 1, IMAGES_MAX),
     )
 
 
@@ -80,15 +75,14 @@ PNG: Final = b"".join(_png_parts())
 
 
 def _images_plain(ask: Ask, call_id: str, text: str, spent: Spent) -> bytes:
-    del call_id, text
+    del ask, call_id, text
     usage = {
         "input_tokens": spent.input_tokens,
         "input_tokens_details": {"image_tokens": 0, "text_tokens": spent.input_tokens},
         "output_tokens": spent.output_tokens,
         "total_tokens": spent.input_tokens + spent.output_tokens,
     }
-    assert spent.output_tokens == ask.images * IMAGE_TOKENS
-    data = [{"b64_json": base64.b64encode(PNG).decode()}] * ask.images
+    data = [{"b64_json": base64.b64encode(PNG).decode()}]
     return orjson.dumps({"created": CREATED, "data": data, "usage": usage})
 
 

@@ -163,9 +163,9 @@ IN_ONE_PIECE: list[tuple[str, dict[str, Any], str, dict[str, int | None]]] = [
     ),
     (
         "/v1/images/generations",
-        {"prompt": QUESTION, "n": 2},
+        {"prompt": QUESTION},
         MeterFormat.OPENAI_EMBEDDINGS,
-        {"input_tokens": 5, "output_tokens": 544},
+        {"input_tokens": 5, "output_tokens": 20},
     ),
     ("/v1/rerank", RERANK, MeterFormat.OPENAI_EMBEDDINGS, {"input_tokens": 8}),
     ("/v1/rerank", RERANK, MeterFormat.COHERE_META, {"input_tokens": None, "searches": 1}),
