@@ -42,7 +42,7 @@ lock: .venv/dev.stamp  ## Pin the dependencies anew: make lock ARGS=--upgrade
 
 clean:  ## Remove .venv and all that tools have left behind
 	rm -rf .venv .coverage .coverage.* .hypothesis .import_linter_cache .mypy_cache .pytest_cache \
-		.ruff_cache build dist htmlcov
+		.ruff_cache build dist htmlcov tests/journeys/node/node_modules
 	find control_plane gateway tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # A stamp is written last: what was interrupted, or whose lock has changed, is installed again.

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from tests.journeys.node_sdks import node_with_sdks
 from tests.journeys.product import Product, Simulator
 
 
@@ -23,6 +24,36 @@ def product(shared_folder: Path) -> Iterator[Product]:
     started = Product.start(shared_folder / "data")
     yield started
     started.destroy()
+
+
+@pytest.fixture(scope="session")
+def spent(product: Product) -> str:
+    """A token whose month holds no call."""
+    return product.new_token("--limit", "0")[0]
+
+
+@pytest.fixture(scope="session")
+def more_vendors(product: Product) -> None:
+    """Vendors of more kinds, on the product's simulator: `sim-mistral`, `-cohere`, `-ollama`.
+
+    Each is named by the path, or by a model whose name begins with the vendor's.
+    """
+    vendors = product.kaixu("vendor", "list")
+    openai_url = next(one["base_url"] for one in vendors if one["name"] == "openai")
+    root = openai_url.removesuffix("/v1")
+    for name, kind, base_url, *options in (
+        ("sim-mistral", "openai", f"{root}/mistral/v1", "--usage-unasked"),
+        ("sim-cohere", "cohere", root),
+        ("sim-ollama", "ollama", root),
+    ):
+        more = [*options, "--models", f"{name}*"]
+        product.add_vendor(name, kind=kind, base_url=base_url, key=f"key-of-{name}", options=more)
+
+
+@pytest.fixture(scope="session")
+def node() -> str:
+    """Node's program, with the SDKs that the scripts in `node/` need."""
+    return node_with_sdks()
 
 
 @pytest.fixture

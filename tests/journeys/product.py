@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Final, TypeVar
 
 import psutil
+from prometheus_client.parser import text_string_to_metric_families
 
 KAIXU: Final = Path(sys.executable).with_name("kaixu")
 SIMULATOR: Final = (sys.executable, "-m", "gateway.vendors.simulator")
@@ -54,6 +55,11 @@ def eventually(look: Callable[[], T | None], *, seconds: float, what: str) -> T:
             raise AssertionError(f"Not within {seconds} s: {what}")
         time.sleep(POLL_SECONDS)
     return result
+
+
+def mistyped(token: str) -> str:
+    """Return a token as somebody gets it who copies it badly."""
+    return token[:-1] + ("0" if token[-1] != "0" else "1")
 
 
 def first_line(process: "subprocess.Popen[str]", *, seconds: float) -> str:
@@ -220,6 +226,19 @@ class Product:
         except (urllib.error.URLError, OSError, ValueError):
             return None
         return ready if ready["ready"] else None
+
+    def metric(self, name: str, **labels: str) -> float:
+        """Return the sum of the samples of a metric that have these labels."""
+        with urllib.request.urlopen(  # noqa: S310 - our own
+            f"{self.ops_url}/metrics", timeout=5
+        ) as answer:
+            families = list(text_string_to_metric_families(answer.read().decode()))
+        return sum(
+            sample.value
+            for family in families
+            for sample in family.samples
+            if sample.name == name and sample.labels.items() >= labels.items()
+        )
 
     def wait_until_ready(self, *, seconds: float = START_SECONDS_MAX) -> Row:
         """Return what /readyz says once it says 200."""

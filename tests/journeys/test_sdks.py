@@ -11,7 +11,7 @@ from google.genai import errors as genai_errors
 from google.genai import types as genai_types
 from openai.types.chat import ChatCompletionMessageParam
 
-from tests.journeys.product import Product
+from tests.journeys.product import Product, mistyped
 
 pytestmark = pytest.mark.journey
 
@@ -19,16 +19,6 @@ QUESTION = "what are five words here"
 CHAT: list[ChatCompletionMessageParam] = [{"role": "user", "content": QUESTION}]
 MESSAGES: list[MessageParam] = [{"role": "user", "content": QUESTION}]
 SECONDS = 30.0
-
-
-def junk(token: str) -> str:
-    return token[:-1] + ("0" if token[-1] != "0" else "1")
-
-
-@pytest.fixture(scope="module")
-def spent(product: Product) -> str:
-    """A token whose month holds no call."""
-    return product.new_token("--limit", "0")[0]
 
 
 # ------------------------------------------------------------------------------------------ OpenAI
@@ -211,13 +201,22 @@ def test_openai_may_not_send_another_model_in_a_form(chat: openai.OpenAI, produc
     assert refused.value.response.headers["x-kaixu-reason"] == "model_not_allowed"
 
 
+def test_openai_moderates(chat: openai.OpenAI, product: Product) -> None:
+    model = "moderation-sdk"
+    answer = chat.moderations.create(model=model, input=["one", QUESTION])
+    assert [result.flagged for result in answer.results] == [False, False]
+    row = product.event_of(model_requested=model)
+    # Costs nothing, and nothing is said of usage.
+    assert (row["endpoint"], row["usage_source"], row["counted"]) == ("moderations", "none", True)
+
+
 def test_openai_lists_models(chat: openai.OpenAI) -> None:
     assert "gpt-4o" in {model.id for model in chat.models.list()}
 
 
 def test_openai_raises_its_own_errors(chat: openai.OpenAI, product: Product, spent: str) -> None:
     with pytest.raises(openai.AuthenticationError) as refused:
-        chat.with_options(api_key=junk(product.token)).models.list()
+        chat.with_options(api_key=mistyped(product.token)).models.list()
     assert refused.value.response.headers["x-kaixu-reason"] == "token_invalid"
     with pytest.raises(openai.RateLimitError) as limited:
         chat.with_options(api_key=spent).chat.completions.create(model="gpt-4o", messages=CHAT)
@@ -305,7 +304,7 @@ def test_anthropic_raises_its_own_errors(
         client.messages.create(model=model, max_tokens=2, messages=MESSAGES)
 
     with pytest.raises(anthropic.AuthenticationError) as refused:
-        create(claude.with_options(api_key=junk(product.token)))
+        create(claude.with_options(api_key=mistyped(product.token)))
     body = refused.value.body
     assert isinstance(body, dict)
     assert body["error"]["type"] == "authentication_error"
@@ -375,7 +374,7 @@ async def test_gemini_async_answers_and_streams(gemini: genai.Client) -> None:
 
 
 def test_gemini_raises_its_own_errors(product: Product, spent: str) -> None:
-    for token, code in ((junk(product.token), 401), (spent, 429)):
+    for token, code in ((mistyped(product.token), 401), (spent, 429)):
         client = gemini_client(product, token)
         with pytest.raises(genai_errors.ClientError) as refused:
             client.models.generate_content(model="gemini-2.5-flash", contents=QUESTION)

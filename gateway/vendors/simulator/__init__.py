@@ -1,14 +1,22 @@
-"""A vendor for trials, tests and benchmarks: it speaks three APIs and misbehaves when asked to.
+"""A vendor for trials, tests and benchmarks: it speaks many APIs and misbehaves when asked to.
 
     python -m gateway.vendors.simulator --port 0 --tally FILE
 
-prints `{"port": N}` when it listens. It stands in for OpenAI (base URL http://127.0.0.1:N/v1),
-Anthropic and Gemini (http://127.0.0.1:N): chat completions, completions, responses, embeddings,
-audio (transcriptions, translations, speech), images, messages, count_tokens, generateContent,
-streamGenerateContent, countTokens, model lists. Any credential that is not empty and comes in the
-API's own header is good. One word is one token: the input is counted in words, an answer has as
-many words as it was asked to have (1 to 1,000; else 20), each an event of a stream. A kilobyte of a
-file, begun, is one token more.
+prints `{"port": N}` when it listens. It stands in for these, below http://127.0.0.1:N:
+
+    kind, base URL         what it answers, beside its list of models
+    openai     /v1         chat completions, completions, responses, embeddings, images,
+                           moderations, rerank
+    openai     /mistral/v1 chat completions, fim completions, embeddings: as Mistral, which tells
+                           usage in streams unasked
+    anthropic              messages, count_tokens
+    gemini                 generateContent, streamGenerateContent, countTokens
+    cohere                 chat, embed and rerank of versions 1 and 2
+    ollama                 chat, generate, embed
+
+Any credential that is not empty and comes in the API's own header is good. One word is one token:
+the input is counted in words, an answer has as many words as it was asked to have (1 to 1,000; else
+20), each an event of a stream. A kilobyte of a file, begun, is one token more.
 
 The model's name asks for behaviour; a name that is not in this list is answered normally.
 
@@ -25,6 +33,8 @@ The model's name asks for behaviour; a name that is not in this list is answered
     sim-garbage                  what it answers is not HTTP
     sim-nonsense                 a good head, and a body that is not of the format
     sim-status-N                 an error with status N (429, 503, 529 with a retry-after)
+    sim-flaky-N-M                such an error for M calls of a session (or of a key), then a normal
+                                 answer, and so on
     sim-badkey                   401 with the key in its message
     sim-echokey                  400 with the key in its message
     sim-redirect                 307 to another path, which would answer

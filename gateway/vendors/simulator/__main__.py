@@ -18,7 +18,8 @@ import orjson
 import uvloop
 
 from gateway.ids import IdMaker
-from gateway.vendors.simulator.behaviours import Broken, Call, behaviour
+from gateway.vendors.simulator import cohere_paths, mistral_paths, ollama_paths
+from gateway.vendors.simulator.behaviours import Broken, Call, Refusals, behaviour
 from gateway.vendors.simulator.connection import (
     HEAD_BYTES_MAX,
     ClientLeft,
@@ -29,6 +30,7 @@ from gateway.vendors.simulator.connection import (
 )
 from gateway.vendors.simulator.formats import FORMATS, Ask, AskInvalid, Format
 from gateway.vendors.simulator.media_paths import PICTURES, SPEECH, TRANSCRIPTIONS, form_of
+from gateway.vendors.simulator.openai_answers import MODERATIONS, RERANK
 from gateway.vendors.simulator.openai_paths import COMPLETIONS, EMBEDDINGS, RESPONSES
 from gateway.vendors.simulator.tally import Tally
 
@@ -47,8 +49,21 @@ _POSTS: Final = MappingProxyType(
         "/v1/images/generations": (PICTURES, "generate"),
         "/v1/images/edits": (PICTURES, "generate"),
         "/v1/images/variations": (PICTURES, "generate"),
+        "/v1/moderations": (MODERATIONS, "generate"),
+        "/v1/rerank": (RERANK, "generate"),
         "/v1/messages": (FORMATS["anthropic"], "generate"),
         "/v1/messages/count_tokens": (FORMATS["anthropic"], "count"),
+        "/v2/chat": (cohere_paths.CHAT, "generate"),
+        "/v2/embed": (cohere_paths.EMBED, "generate"),
+        "/v2/rerank": (cohere_paths.RERANK, "generate"),
+        "/v1/chat": (cohere_paths.CHAT_V1, "generate"),
+        "/v1/embed": (cohere_paths.EMBED, "generate"),
+        "/mistral/v1/chat/completions": (mistral_paths.CHAT, "generate"),
+        "/mistral/v1/fim/completions": (mistral_paths.FIM, "generate"),
+        "/mistral/v1/embeddings": (mistral_paths.EMBEDDINGS, "generate"),
+        "/api/chat": (ollama_paths.CHAT, "generate"),
+        "/api/generate": (ollama_paths.GENERATE, "generate"),
+        "/api/embed": (ollama_paths.EMBED, "generate"),
     }
 )
 _GEMINI_CALL: Final = re.compile(
@@ -57,8 +72,7 @@ _GEMINI_CALL: Final = re.compile(
 _GEMINI_VERBS: Final = MappingProxyType(
     {"generateContent": "generate", "streamGenerateContent": "stream", "countTokens": "count"}
 )
-_MODELS: Final = re.compile(r"/(v1|v1beta)/models(?:/([^/:]+))?")
-_SESSION_HEADERS: Final = ("x-session-id", "session-id", "x-claude-code-session-id")
+_MODELS: Final = re.compile(r"/(mistral/v1|v1|v1beta)/models(?:/([^/:]+))?")
 _BEARER: Final = re.compile(r"bearer +([!-~]+)", re.IGNORECASE)
 NOTHING_ASKED: Final = Ask(model="", stream=False, words=None, input_tokens=0, stream_usage=False)
 
@@ -78,13 +92,22 @@ def route_of(request: Request) -> Route | None:
             return Route(*_POSTS[request.path])
         if found := _GEMINI_CALL.fullmatch(request.path):
             return Route(FORMATS["gemini"], _GEMINI_VERBS[found[2]], found[1])
+    elif request.method == "GET" and request.path == "/api/tags":
+        return Route(ollama_paths.CHAT, "models")
     elif request.method == "GET" and (found := _MODELS.fullmatch(request.path)):
-        if found[1] == "v1beta" or "x-goog-api-key" in request.headers:
-            name = "gemini"
-        else:
-            name = "anthropic" if "anthropic-version" in request.headers else "openai"
-        return Route(FORMATS[name], "models", found[2] or "")
+        return Route(_lister(request, found[1]), "models", found[2] or "")
     return None
+
+
+def _lister(request: Request, version: str) -> Format:
+    """Return the format of a list of models: by the path's version, or by a vendor's habits."""
+    if version == "mistral/v1":
+        return mistral_paths.CHAT
+    if version == "v1beta" or "x-goog-api-key" in request.headers:
+        return FORMATS["gemini"]
+    if "page_size" in request.query:
+        return cohere_paths.CHAT
+    return FORMATS["anthropic" if "anthropic-version" in request.headers else "openai"]
 
 
 def credential_of(request: Request, format_name: str) -> str:
@@ -106,6 +129,7 @@ class Server:
     def __init__(self, tally: Tally) -> None:
         """`tally` takes every call."""
         self._tally = tally
+        self._refusals = Refusals()
         self._ids = IdMaker(time.time)
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -134,6 +158,7 @@ class Server:
             ask=NOTHING_ASKED,
             id=self._ids.new(),
             key=key,
+            refusals=self._refusals,
         )
         if route is None:
             await call.send_error(404, f"Invalid URL ({request.method} {request.path})")
@@ -162,11 +187,10 @@ class Server:
             await call.send_error(404, f"The model '{model}' does not exist.")
 
     async def _generate(self, call: Call) -> None:
-        headers = call.request.headers
         self._tally.note(
             {
                 "id": call.request_id,
-                "session_id": next((headers[n] for n in _SESSION_HEADERS if n in headers), None),
+                "session_id": call.session,
                 "path": call.request.path,
                 "model": call.ask.model,
                 "stream": call.ask.stream,

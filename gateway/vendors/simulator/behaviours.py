@@ -3,9 +3,11 @@
 import gzip
 import re
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Final
+
+from cachetools import LRUCache
 
 from gateway.vendors.simulator.connection import Connection, Request, head
 from gateway.vendors.simulator.formats import Ask, Format, Spent, words
@@ -14,13 +16,30 @@ BIG_TEXT_BYTES: Final = 16 * 1024  # of one event of a big stream
 MEGABYTE: Final = 1_000_000
 NOEND_BYTES: Final = 64 * 1024  # written at once of what never ends
 NOEND_SECONDS: Final = 0.005  # between two such writes
+SESSIONS_MAX: Final = 10_000  # whose refusals are remembered
 
 _BEHAVIOUR: Final = re.compile(r"sim-([a-z]+)(?:-(\d{1,6}))?(?:[-x](\d{1,6}))?")
 _RETRY_LATER: Final = (429, 503, 529)
+SESSION_HEADERS: Final = ("x-session-id", "session-id", "x-claude-code-session-id")
 
 
 class Broken(Exception):
     """The answer ends here, and so does the connection."""
+
+
+class Refusals:
+    """Remembers how often the calls of a session have been refused."""
+
+    def __init__(self) -> None:
+        self._counts: LRUCache[tuple[str, str], int] = LRUCache(SESSIONS_MAX)
+
+    def is_due(self, session: str, model: str, *, times: int) -> bool:
+        """Return whether to refuse this call: `times` in a row, then one is answered, and so on."""
+        before = self._counts.pop((session, model), 0)
+        if before >= times:
+            return False
+        self._counts[session, model] = before + 1
+        return True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,6 +52,7 @@ class Call:
     ask: Ask
     id: str
     key: str
+    refusals: Refusals = field(default_factory=Refusals)
 
     def asking(self, ask: Ask) -> "Call":
         """Return this call with what it asks for."""
@@ -42,6 +62,12 @@ class Call:
     def spent(self) -> Spent:
         """The usage of a normal answer."""
         return Spent(self.ask.input_tokens, self.ask.words_due)
+
+    @property
+    def session(self) -> str | None:
+        """The session that the client names."""
+        headers = self.request.headers
+        return next((headers[name] for name in SESSION_HEADERS if name in headers), None)
 
     @property
     def call_id(self) -> str:
@@ -93,7 +119,7 @@ class Call:
 
     async def begin_stream(self, *, headers: Iterable[tuple[str, str]] = ()) -> None:
         """Send the head of a chunked answer."""
-        kind = "text/event-stream" if self.ask.event_stream else "application/json"
+        kind = self.format.stream_type if self.ask.event_stream else "application/json"
         if self.format.name == "openai":
             kind += "; charset=utf-8"
         more = [*self.headers(), ("content-type", kind), ("cache-control", "no-cache")]
@@ -250,6 +276,13 @@ async def _status(call: Call, status: int | None, _: int | None) -> None:
     await call.send_error(status or 500, message, headers=later)
 
 
+async def _flaky(call: Call, status: int | None, times: int | None) -> Spent | None:
+    if call.refusals.is_due(call.session or call.key, call.ask.model, times=times or 1):
+        await _status(call, status, None)
+        return None
+    return await answer(call)
+
+
 async def _badkey(call: Call, *_: int | None) -> None:
     await call.send_error(401, f"Incorrect API key provided: {call.key}.")
 
@@ -280,6 +313,7 @@ BEHAVIOURS: Final[Mapping[str, Behaviour]] = MappingProxyType(
         "early": _early,
         "echokey": _echokey,
         "error": _error,
+        "flaky": _flaky,
         "garbage": _garbage,
         "hang": _hang,
         "headers": _headers,

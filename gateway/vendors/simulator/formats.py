@@ -1,6 +1,6 @@
 """What the simulated vendor says, in the wire formats of OpenAI, Anthropic and Gemini.
 
-OpenAI's is that of chat completions; its other paths are in `openai_paths.py`.
+OpenAI's is that of chat completions; its other paths, and other vendors, have modules of their own.
 
 Pure: a request's document in, the bytes of an answer out. One word is one token, both ways, so
 that usage can be told from a request alone.
@@ -22,6 +22,7 @@ _SENTENCE: Final = (
 )
 _TEXT_MEMBERS: Final = ("content", "text", "system")
 CREATED: Final = 1_735_689_600  # all that is dated has this date: answers repeat
+VECTOR: Final = (0.5, -0.5, 0.5, -0.5)  # of length 1, as OpenAI's are
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,7 +31,8 @@ class Ask:
 
     `words` is the length that it asks for, or None. `stream_usage`: it wants usage in the stream.
     `event_stream` is false where Gemini is to stream one JSON array. `vectors` is how many of them
-    are asked for instead of words, `in_base64` how they are to be written.
+    (or scores, or verdicts) are asked for instead of words, `in_base64` how they are to be written.
+    `version`: in which version of its API a vendor is to answer.
     """
 
     model: str
@@ -41,6 +43,7 @@ class Ask:
     event_stream: bool = True
     vectors: int = 0
     in_base64: bool = False
+    version: int = 1
 
     @property
     def words_due(self) -> int:
@@ -86,6 +89,7 @@ class Format:
     models_body: Callable[[Sequence[str]], bytes]
     model_body: Callable[[str], bytes]
     media_type: str = "application/json"
+    stream_type: str = "text/event-stream"
 
 
 class AskInvalid(ValueError):
@@ -120,6 +124,11 @@ def event_of(document: object, *, name: str = "") -> bytes:
     """Return one event of a stream."""
     head = f"event: {name}\n".encode() if name else b""
     return head + b"data: " + orjson.dumps(document) + b"\n\n"
+
+
+def line_of(document: object) -> bytes:
+    """Return one line of a stream that has no events but lines of JSON."""
+    return orjson.dumps(document) + b"\n"
 
 
 # ------------------------------------------------------------------------------------------ OpenAI

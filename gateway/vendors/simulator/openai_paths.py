@@ -14,6 +14,7 @@ import orjson
 from gateway.vendors.simulator.formats import (
     CREATED,
     FORMATS,
+    VECTOR,
     Ask,
     AskInvalid,
     Spent,
@@ -22,8 +23,6 @@ from gateway.vendors.simulator.formats import (
     openai_usage,
     words_in,
 )
-
-_VECTOR: Final = (0.5, -0.5, 0.5, -0.5)  # of length 1, as OpenAI's are
 
 
 def _model(document: Mapping[str, Any], other: str) -> str:
@@ -212,9 +211,9 @@ def _embeddings_read(
 
 def _embeddings_plain(ask: Ask, call_id: str, text: str, spent: Spent) -> bytes:
     del call_id, text
-    vector: object = _VECTOR
+    vector: object = VECTOR
     if ask.in_base64:
-        vector = base64.b64encode(struct.pack("<4f", *_VECTOR)).decode()
+        vector = base64.b64encode(struct.pack("<4f", *VECTOR)).decode()
     rows = [
         {"object": "embedding", "index": index, "embedding": vector} for index in range(ask.vectors)
     ]

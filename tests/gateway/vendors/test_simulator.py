@@ -38,6 +38,16 @@ APIS: dict[str, tuple[str, dict[str, str], dict[str, Any]]] = {
         {"x-goog-api-key": "key"},
         {"contents": [{"role": "user", "parts": [{"text": QUESTION}]}]},
     ),
+    "mistral": ("/mistral/v1/chat/completions", {"authorization": "Bearer key"}, CHAT),
+    "mistral.fim": (
+        "/mistral/v1/fim/completions",
+        {"authorization": "Bearer key"},
+        {"prompt": "five words", "suffix": "are in here"},
+    ),
+    "cohere": ("/v2/chat", {"authorization": "Bearer key"}, CHAT),
+    "cohere.v1": ("/v1/chat", {"authorization": "Bearer key"}, {"message": QUESTION}),
+    "ollama": ("/api/chat", {"authorization": "Bearer key"}, CHAT),
+    "ollama.generate": ("/api/generate", {"authorization": "Bearer key"}, {"prompt": QUESTION}),
 }
 METERS = {
     "openai": MeterFormat.OPENAI_CHAT,
@@ -45,6 +55,12 @@ METERS = {
     "openai.responses": MeterFormat.OPENAI_RESPONSES,
     "anthropic": MeterFormat.ANTHROPIC_MESSAGES,
     "gemini": MeterFormat.GEMINI_GENERATE,
+    "mistral": MeterFormat.OPENAI_CHAT,
+    "mistral.fim": MeterFormat.OPENAI_CHAT,
+    "cohere": MeterFormat.COHERE_CHAT,
+    "cohere.v1": MeterFormat.COHERE_META,
+    "ollama": MeterFormat.OLLAMA,
+    "ollama.generate": MeterFormat.OLLAMA,
 }
 
 
@@ -93,12 +109,12 @@ async def simulator(tmp_path: Path) -> AsyncIterator[Simulator]:
         await process.communicate()
 
 
-def metered(api: str, body: bytes, *, stream: bool) -> Usage:
+def metered(meter_format: str, body: bytes, *, stream: bool, content_type: str) -> Usage:
     meter = open_meter(
-        METERS[api],
+        meter_format,
         stream=stream,
         status=200,
-        content_type=b"text/event-stream" if stream else b"application/json",
+        content_type=content_type.encode(),
         content_encoding=b"",
     )
     meter.feed(body)
@@ -113,7 +129,8 @@ async def test_an_answer_its_usage_and_the_tally_agree(
     headers = {"x-session-id": "s1"}
     async with simulator.call(api, "some-model", stream=stream, **headers) as answer:
         assert answer.status == 200
-        usage = metered(api, await answer.read(), stream=stream)
+        kind = answer.headers["content-type"]
+        usage = metered(METERS[api], await answer.read(), stream=stream, content_type=kind)
         asked = answer.headers.get("x-request-id") or answer.headers["request-id"]
     assert (usage.source, usage.input_tokens, usage.output_tokens) == ("vendor", 5, 20)
     done = await simulator.last_line()
@@ -133,16 +150,6 @@ async def test_each_input_gets_a_vector(simulator: Simulator, encoding: str) -> 
     first, second = (row["embedding"] for row in json.loads(raw)["data"])
     assert first == second
     assert isinstance(first, list) == (encoding == "float")
-    meter = open_meter(
-        MeterFormat.OPENAI_EMBEDDINGS,
-        stream=False,
-        status=200,
-        content_type=b"application/json",
-        content_encoding=b"",
-    )
-    meter.feed(raw)
-    usage = meter.finish(complete=True)
-    assert (usage.source, usage.input_tokens, usage.output_tokens) == ("vendor", 7, None)
     assert (await simulator.last_line())["usage"] == {"input_tokens": 7, "output_tokens": 0}
 
 
@@ -209,6 +216,72 @@ async def test_a_form_that_lacks_what_it_needs_is_refused(simulator: Simulator) 
     assert simulator.lines() == []
 
 
+RERANK = {"model": "m", "query": "two words", "documents": [QUESTION, "one"], "top_n": 1}
+IN_ONE_PIECE: list[tuple[str, dict[str, Any], str, dict[str, int | None]]] = [
+    (
+        "/v1/embeddings",
+        {"model": "m", "input": ["two words", QUESTION]},
+        MeterFormat.OPENAI_EMBEDDINGS,
+        {"input_tokens": 7, "output_tokens": None},
+    ),
+    (
+        "/v1/images/generations",
+        {"prompt": QUESTION},
+        MeterFormat.OPENAI_EMBEDDINGS,
+        {"input_tokens": 5, "output_tokens": 20},
+    ),
+    ("/v1/rerank", RERANK, MeterFormat.OPENAI_EMBEDDINGS, {"input_tokens": 8}),
+    ("/v1/rerank", RERANK, MeterFormat.COHERE_META, {"input_tokens": None, "searches": 1}),
+    ("/v2/rerank", RERANK, MeterFormat.COHERE_META, {"input_tokens": None, "searches": 1}),
+    (
+        "/v2/embed",
+        {"model": "m", "texts": ["two words", QUESTION], "embedding_types": ["float"]},
+        MeterFormat.COHERE_META,
+        {"input_tokens": 7, "output_tokens": None},
+    ),
+    ("/v1/embed", {"texts": [QUESTION]}, MeterFormat.COHERE_META, {"input_tokens": 5}),
+    (
+        "/api/embed",
+        {"model": "m", "input": ["two words", QUESTION]},
+        MeterFormat.OLLAMA,
+        {"input_tokens": 7, "output_tokens": None},
+    ),
+]
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "meter_format", "expected"),
+    IN_ONE_PIECE,
+    ids=[f"{path[1:]}-{meter_format}" for path, _, meter_format, _ in IN_ONE_PIECE],
+)
+async def test_an_answer_in_one_piece_tells_its_usage(
+    simulator: Simulator,
+    path: str,
+    body: dict[str, Any],
+    meter_format: str,
+    expected: dict[str, int | None],
+) -> None:
+    headers = {"authorization": "Bearer key"}
+    async with simulator.session.post(simulator.url + path, json=body, headers=headers) as answer:
+        raw = await answer.read()
+    usage = metered(meter_format, raw, stream=False, content_type="application/json")
+    assert usage.source == "vendor"
+    assert {name: getattr(usage, name) for name in expected} == expected
+    assert (await simulator.last_line())["done"] is True
+
+
+async def test_a_flaky_vendor_refuses_each_session_as_often_as_asked(simulator: Simulator) -> None:
+    async def status(session: str, **headers: str) -> int:
+        model = "sim-flaky-503-2"
+        more = {"x-session-id": session}
+        async with simulator.call("openai", model, stream=False, **more, **headers) as answer:
+            assert ("retry-after" in answer.headers) == (answer.status == 503)
+            return answer.status
+
+    statuses = [await status(name) for name in ("a", "a", "b", "a", "a", "b", "b")]
+    assert statuses == [503, 503, 503, 200, 503, 503, 200]
+
+
 async def test_openai_tells_usage_in_a_stream_only_when_asked(simulator: Simulator) -> None:
     path, headers, _ = APIS["openai"]
     body = {**CHAT, "model": "m", "stream": True, "max_tokens": 3}
@@ -226,7 +299,7 @@ async def test_a_missing_credential_is_refused_and_not_tallied(
     url = simulator.url + path.format(model="m", verb="generateContent")
     async with simulator.session.post(url, json={**body, "model": "m"}) as answer:
         assert answer.status == 401
-        assert "error" in await answer.json()
+        assert {"error", "message"} & set(await answer.json())
     assert simulator.lines() == []
 
 
@@ -282,6 +355,9 @@ async def test_models_are_listed_in_each_shape(simulator: Simulator) -> None:
         ("/v1/models", {"authorization": "Bearer k"}, "data"),
         ("/v1/models", {"x-api-key": "k", "anthropic-version": "2023-06-01"}, "data"),
         ("/v1beta/models", {"x-goog-api-key": "k"}, "models"),
+        ("/v1/models?page_size=9", {"authorization": "Bearer k"}, "models"),
+        ("/mistral/v1/models", {"authorization": "Bearer k"}, "data"),
+        ("/api/tags", {"authorization": "Bearer k"}, "models"),
     ):
         async with simulator.session.get(simulator.url + path, headers=headers) as answer:
             assert len((await answer.json())[member]) >= 2
