@@ -36,7 +36,7 @@ class Spread:
     rounds: int
 
 
-def read_samples(path: Path) -> array[int]:
+def read_samples(path: Path) -> Sequence[int]:
     """Return the samples of a file of the load client's, in ns."""
     samples = array(SAMPLE_TYPE)
     samples.frombytes(path.read_bytes())

@@ -63,9 +63,7 @@ def parse_stat(text: str) -> Process:
 def parse_machine_time(text: str) -> MachineTime:
     """Read the first line of /proc/stat."""
     fields = text.split("\n", 1)[0].split()
-    return MachineTime(
-        total=sum(int(one) for one in fields[1:_GUEST]), stolen=int(fields[_STEAL])
-    )
+    return MachineTime(total=sum(int(one) for one in fields[1:_GUEST]), stolen=int(fields[_STEAL]))
 
 
 def machine_time() -> MachineTime:
@@ -127,7 +125,7 @@ def memory_bytes(roots: Iterable[int], *, without: Iterable[int] = ()) -> int:
     return total
 
 
-# ------------------------------------------------------------------------------------ where they run
+# ----------------------------------------------------------------------------------- where they run
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -163,7 +161,7 @@ def move(roots: Iterable[int], cpus: Iterable[int]) -> None:
                 os.sched_setaffinity(int(task.name), cpus)
 
 
-# ------------------------------------------------------------------------------- starting and ending
+# ----------------------------------------------------------------------------- starting and ending
 
 
 @contextlib.contextmanager

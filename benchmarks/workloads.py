@@ -138,9 +138,7 @@ SLOW_STREAMS: Final = Workload(
     warm_seconds=1.0,
     seconds=8.0,
 )
-TLS_CALLS: Final = replace(
-    SMALL, name="ea", title="(a) with TLS to the vendor", by_tls=True
-)
+TLS_CALLS: Final = replace(SMALL, name="ea", title="(a) with TLS to the vendor", by_tls=True)
 TLS_STREAMS: Final = replace(
     FAST_STREAMS, name="ec", title="(c) with TLS to the vendor", by_tls=True
 )
