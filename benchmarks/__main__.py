@@ -49,7 +49,6 @@ ROUNDS: Final = 5
 ROUNDS_QUICK: Final = 2
 SYSTEMS: Final = (OURS, *PEERS)
 WORKLOADS: Final = ("a", "b", "c", "d", "e", "f", "g")
-LITELLM_FAST_STREAMS: Final = 8  # at (c); more saturate it
 QUICK_STREAMS_MOST: Final = 2_500
 
 
@@ -89,9 +88,8 @@ class Session:
         number: int,
         taken: dict[tuple[str, float], Direct],
     ) -> Measurement:
-        if system.streams_max is not None and workload.is_stream:
-            fast = workload.answer == FAST_STREAMS.answer
-            workload = workload.with_streams(LITELLM_FAST_STREAMS if fast else system.streams_max)
+        if workload.answer in system.streams_most:
+            workload = workload.with_streams(system.streams_most[workload.answer])
 
         def direct(rate: float) -> Direct:
             key = (f"{workload.answer} {workload.connections}", round(rate, -2))

