@@ -479,11 +479,19 @@ static void say(const char *word) {
     fflush(stdout);
 }
 
+static void begin(uint64_t until_ns) {
+    is_measuring = 1;
+    begin_ns = now_ns();
+    end_ns = until_ns;
+    say("begin");
+}
+
 /* Open what is due, send what is due; return when to look again. */
 static uint64_t keep_time(uint64_t now) {
     static uint64_t sent_by_clock;
     static unsigned next_free;
     uint64_t next = now + SECOND_NS;
+    if (requests_max > 0 && begin_ns == 0) begin(UINT64_MAX);
     while (opened < connections) {
         uint64_t due = started_ns + (uint64_t)(ramp * 1e9 * opened / connections);
         if (due > now) {
@@ -517,14 +525,10 @@ static uint64_t keep_time(uint64_t now) {
     }
     if (!is_measuring && begin_ns == 0 && opened == connections) {
         uint64_t due = started_ns + (uint64_t)((ramp + warmup) * 1e9);
-        if (requests_max > 0 || now >= due) {
-            is_measuring = 1;
-            begin_ns = now_ns();
-            end_ns = requests_max > 0 ? UINT64_MAX : begin_ns + (uint64_t)(seconds * 1e9);
-            say("begin");
-        } else if (due < next) {
+        if (now >= due)
+            begin(now + (uint64_t)(seconds * 1e9));
+        else if (due < next)
             next = due;
-        }
     }
     int is_over = requests_max > 0 ? sent_calls >= requests_max && active == 0 : now >= end_ns;
     if (is_measuring && begin_ns > 0 && is_over) {

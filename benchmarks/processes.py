@@ -17,8 +17,8 @@ from typing import Final
 
 PROC: Final = Path("/proc")
 TICKS_PER_SECOND: Final = os.sysconf("SC_CLK_TCK")
+END_SECONDS_MAX: Final = 5.0
 STOP_SECONDS_MAX: Final = 30.0
-LINE_SECONDS_MAX: Final = 120.0  # a first start makes a database; LiteLLM imports for long
 
 # Fields of /proc/PID/stat behind the name in parentheses, which may hold anything.
 _PARENT, _USER, _SYSTEM, _CHILDREN_USER, _CHILDREN_SYSTEM = 1, 11, 12, 13, 14
@@ -212,11 +212,13 @@ def read_line(process: "subprocess.Popen[str]", *, what: str, seconds: float) ->
     assert process.stdout is not None
     ready, _, _ = select.select([process.stdout], [], [], seconds)
     line = process.stdout.readline() if ready else ""
-    if not line.endswith("\n"):
-        code = process.poll()
-        state = f"ended with {code}" if code is not None else f"said nothing for {seconds:.0f} s"
-        raise RigError(f"{what} {state}")
-    return line
+    if line.endswith("\n"):
+        return line
+    if not ready:
+        raise RigError(f"{what} said nothing for {seconds:.0f} s")
+    with contextlib.suppress(subprocess.TimeoutExpired):  # between stdout's end and its own
+        process.wait(END_SECONDS_MAX)
+    raise RigError(f"{what} ended with {process.poll()}")
 
 
 def last_lines(log: Path, *, count: int = 5) -> str:

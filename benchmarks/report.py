@@ -104,7 +104,7 @@ def render(run: Run) -> str:
     """Return the report in Markdown."""
     parts = [_header(run)]
     parts += [_workload(run, workload) for workload in run.workloads]
-    parts.append(_goals(run))
+    parts += [_slope(run), _goals(run)]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
@@ -200,6 +200,43 @@ def _with_spread(found: Spread | None, *, digits: int) -> str:
 def _ratio(run: Run, workload: str, name: str) -> Spread | None:
     ours = by_round(of(run, workload, OURS), "cpu_us")
     return ratio(ours, by_round(of(run, workload, name), "cpu_us"))
+
+
+def _slope(run: Run) -> str:
+    """Tell what one more stream costs, from the least to the greatest number of (f)."""
+    family = sorted(
+        (one for one in run.workloads if one.name.startswith("f")), key=lambda one: one.connections
+    )
+    if len(family) < 2:  # noqa: PLR2004 - a slope has two ends
+        return ""
+    few, many = family[0], family[-1]
+    rows = []
+    for system in run.systems:
+        ends = [_end_of_slope(run, one.name, system.name) for one in (few, many)]
+        low, high = ends
+        if low is not None and high is not None:
+            grown = (high[0] - low[0]) * 1024 / (many.connections - few.connections)
+            lag = [
+                f"{before:,.0f} / {after:,.0f}"
+                for before, after in zip(low[1:], high[1:], strict=True)
+            ]
+            rows.append([system.name, f"{grown:.1f}", *lag])
+    if not rows:
+        return ""
+    title = f"From {few.connections:,} to {many.connections:,} streams"
+    head = ["system", "KiB for each one more", "lag p50 µs, before / after", "lag p99 µs"]
+    return f"**(f)** {title}\n\n{_table(head, rows)}"
+
+
+def _end_of_slope(run: Run, workload: str, system: str) -> tuple[float, float, float] | None:
+    """Return the medians of memory in MiB, lag p50 and p99; the lag is not over the vendor's."""
+    counted = [one for one in of(run, workload, system) if one.error is None]
+    memory = spread(one.memory_mib for one in counted)
+    lags = [one.latency for one in counted if one.latency is not None]
+    p50, p99 = spread(one.p50 for one in lags), spread(one.p99 for one in lags)
+    if memory is None or p50 is None or p99 is None:
+        return None
+    return memory.median, p50.median, p99.median
 
 
 def _goals(run: Run) -> str:

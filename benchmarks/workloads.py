@@ -93,8 +93,8 @@ class Workload:
         return replace(
             self,
             ramp_seconds=min(self.ramp_seconds, 1.0),
-            warm_seconds=min(self.warm_seconds, 1.0),
-            seconds=min(self.seconds, 2.0),
+            warm_seconds=min(self.warm_seconds, 0.5),
+            seconds=min(self.seconds, 1.5),
         )
 
     def with_streams(self, streams: int) -> "Workload":
@@ -151,7 +151,7 @@ TLS_STREAMS: Final = replace(
 MANY_STREAMS_LEAST: Final = 1_000
 MANY_STREAMS_MOST: Final = 9_500
 DESCRIPTORS_SPARE: Final = 500  # beside two for each stream
-_OPENED_PER_SECOND: Final = 1_900
+_OPENED_PER_SECOND: Final = 500  # as (d): what opens them is not what is measured
 
 
 def many_streams(streams: int, *, is_quick: bool) -> Workload:
