@@ -3,7 +3,7 @@
 
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help run test check format install lock clean
+.PHONY: help run test bench check format install lock clean
 MAKEFLAGS += --no-print-directory
 
 ARGS ?=
@@ -22,6 +22,9 @@ run: .venv/run.stamp  ## Start the product on this machine: make run ARGS="--por
 
 test: .venv/dev.stamp  ## Run the tests: make test ARGS="-k journal"
 	@$(BIN)/python -m pytest $(ARGS)
+
+bench: .venv/dev.stamp  ## Measure it beside its peers: make bench ARGS="--quick --systems ours,nginx"
+	@$(BIN)/python -m benchmarks $(ARGS)
 
 check: .venv/dev.stamp  ## Formatting, lint, types, and the direction of imports
 	$(BIN)/ruff format --check
@@ -42,8 +45,8 @@ lock: .venv/dev.stamp  ## Pin the dependencies anew: make lock ARGS=--upgrade
 
 clean:  ## Remove .venv and all that tools have left behind
 	rm -rf .venv .coverage .coverage.* .hypothesis .import_linter_cache .mypy_cache .pytest_cache \
-		.ruff_cache build dist htmlcov tests/journeys/node/node_modules
-	find control_plane gateway tests -name __pycache__ -type d -prune -exec rm -rf {} +
+		.ruff_cache build dist htmlcov benchmarks/.work tests/journeys/node/node_modules
+	find benchmarks control_plane gateway tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # A stamp is written last: what was interrupted, or whose lock has changed, is installed again.
 

@@ -1,0 +1,297 @@
+"""`python -m benchmarks`: install, measure in turn, print the table, write the JSON."""
+
+import argparse
+import datetime as dt
+import json
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+from benchmarks.certificate import make_certificate
+from benchmarks.install import HERE, WORK, Unavailable, build_programs
+from benchmarks.measure import (
+    Bench,
+    Direct,
+    Measurement,
+    measure,
+    measure_direct,
+    measure_store,
+    opened_bench,
+)
+from benchmarks.ours import Ours, remove_data
+from benchmarks.peers import PEERS
+from benchmarks.processes import Placement, RigError
+from benchmarks.report import OURS, Machine, Run, render, to_json
+from benchmarks.systems import Around, System
+from benchmarks.workloads import (
+    DISTINCT_TOKENS,
+    FAST_STREAMS,
+    IDE,
+    MANY_STREAMS_LEAST,
+    SLOW_STREAMS,
+    SMALL,
+    STORES,
+    TLS_CALLS,
+    TLS_STREAMS,
+    Workload,
+    many_streams,
+    store_of,
+    streams_most,
+)
+
+ROUNDS: Final = 5
+ROUNDS_QUICK: Final = 2
+SYSTEMS: Final = (OURS, *PEERS)
+WORKLOADS: Final = ("a", "b", "c", "d", "e", "f", "g")
+QUICK_STREAMS_MOST: Final = 2_500
+
+
+@dataclass(kw_only=True)
+class Session:
+    """A run under way."""
+
+    bench: Bench
+    folder: Path
+    rounds: int
+    systems: Sequence[System]
+    ours: Ours | None
+    is_quick: bool
+    measurements: list[Measurement] = field(default_factory=list)
+    rates: dict[str, float] = field(default_factory=dict)  # of latency runs, by workload
+
+    def round(self, number: int, workloads: Sequence[Workload], stores: Sequence[int]) -> None:
+        """Measure every system on every workload once; each round begins with another system."""
+        for workload in workloads:
+            taken: dict[tuple[str, float], Direct] = {}
+            for system in self._turn(number, workload):
+                self._note(self._one(system, workload, number, taken))
+        if self.ours is not None:
+            for tokens in stores:
+                self._note(self._store(self.ours, tokens, number))
+
+    def _turn(self, number: int, workload: Workload) -> Iterator[System]:
+        start = number % len(self.systems)
+        for system in [*self.systems[start:], *self.systems[:start]]:
+            if workload.systems is None or system.name in workload.systems:
+                yield system
+
+    def _one(
+        self,
+        system: System,
+        workload: Workload,
+        number: int,
+        taken: dict[tuple[str, float], Direct],
+    ) -> Measurement:
+        if workload.answer in system.streams_most:
+            workload = workload.with_streams(system.streams_most[workload.answer])
+
+        def direct(rate: float) -> Direct:
+            key = (f"{workload.answer} {workload.connections}", round(rate, -2))
+            if key not in taken:
+                taken[key] = measure_direct(self.bench, workload, rate=rate)
+            return taken[key]
+
+        try:
+            with system.start(workload, self._around(system)) as running:
+                measured = measure(
+                    self.bench,
+                    workload,
+                    running,
+                    system=system.name,
+                    number=number,
+                    rewrites=system.rewrites,
+                    rate_most=self.rates.get(workload.name),
+                    direct=direct,
+                )
+        except RigError as error:
+            return Measurement(
+                workload=workload.name, system=system.name, round=number, error=str(error)
+            )
+        if measured.calls_per_second is not None:  # the first one's: all others take it or less
+            self.rates.setdefault(workload.name, measured.calls_per_second)
+        return measured
+
+    def _store(self, ours: Ours, tokens: int, number: int) -> Measurement:
+        workload = store_of(tokens)
+        if self.is_quick:
+            workload = workload.shortened()
+        try:
+            with ours.start_with_store(workload, self._around(ours), tokens=tokens) as running:
+                return measure_store(
+                    self.bench,
+                    workload,
+                    running,
+                    system=ours.name,
+                    number=number,
+                    callers=min(tokens, DISTINCT_TOKENS),
+                )
+        except RigError as error:
+            return Measurement(
+                workload=workload.name, system=ours.name, round=number, error=str(error)
+            )
+
+    def _around(self, system: System) -> Around:
+        folder = self.folder / system.name
+        folder.mkdir(exist_ok=True)
+        return Around(vendor=self.bench.vendor, placement=self.bench.placement, folder=folder)
+
+    def _note(self, one: Measurement) -> None:
+        self.measurements.append(one)
+        if one.error is not None:
+            told = f"NOT TIMED: {one.error}"
+        else:
+            told = f"{one.cpu_us:.1f} µs, {one.per_second:,.0f}/s, steal {one.steal_percent:.1f} %"
+        say(f"round {one.round + 1}/{self.rounds} ({one.workload}) {one.system}: {told}")
+
+
+def say(text: str) -> None:
+    """Tell how far it is, on stderr: stdout is the report's."""
+    sys.stderr.write(f"{text}\n")
+    sys.stderr.flush()
+
+
+def choose(names: str, known: Sequence[str], *, what: str) -> list[str]:
+    """Return the names of a list with commas. Raises SystemExit for one that is not known."""
+    chosen = [name.strip() for name in names.split(",") if name.strip()]
+    unknown = [name for name in chosen if name not in known]
+    if unknown or not chosen:
+        raise SystemExit(f"--{what}: give some of {', '.join(known)}.")
+    return [name for name in known if name in chosen]
+
+
+def chosen_workloads(
+    letters: Sequence[str], *, is_quick: bool, has_tls: bool, left_out: dict[str, str]
+) -> tuple[list[Workload], list[int]]:
+    """Return the workloads, and the stores of (g)."""
+    plain = {"a": SMALL, "b": IDE, "c": FAST_STREAMS, "d": SLOW_STREAMS}
+    found = [workload for letter, workload in plain.items() if letter in letters]
+    if "e" in letters and has_tls:
+        found += [TLS_CALLS, TLS_STREAMS]
+    elif "e" in letters:
+        left_out["(e)"] = "OpenSSL's headers are not installed (Debian, Ubuntu: libssl-dev)"
+    if is_quick:
+        found = [workload.shortened() for workload in found]
+    if "f" in letters:
+        most = streams_most(resource.getrlimit(resource.RLIMIT_NOFILE)[1])
+        most = min(most, QUICK_STREAMS_MOST) if is_quick else most
+        found += [many_streams(n, is_quick=is_quick) for n in (MANY_STREAMS_LEAST, most)]
+    stores = list(STORES[:2] if is_quick else STORES) if "g" in letters else []
+    return found, stores
+
+
+def install(names: Sequence[str], left_out: dict[str, str]) -> tuple[list[System], Ours | None]:
+    """Install the systems; those that can't be had are left out, and why."""
+    systems: list[System] = []
+    ours = None
+    for name in names:
+        if name == OURS:
+            ours = Ours()
+            systems.append(ours)
+            continue
+        say(f"Installing {name} ...")
+        try:
+            systems.append(PEERS[name]())
+        except Unavailable as error:
+            left_out[name] = str(error)
+            say(f"{name} is left out: {error}")
+    return systems, ours
+
+
+def revision() -> str:
+    """Return the commit that is measured, with a + where files differ from it."""
+    command = ["git", "-C", str(HERE), "describe", "--always", "--dirty=+"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(prog="make bench", description=__doc__)
+    parser.add_argument("--rounds", type=int, help=f"[default: {ROUNDS}; quick: {ROUNDS_QUICK}]")
+    parser.add_argument("--quick", action="store_true", help="short runs, for a look")
+    parser.add_argument("--systems", default=",".join(SYSTEMS), help="[default: %(default)s]")
+    parser.add_argument("--workloads", default=",".join(WORKLOADS), help="[default: %(default)s]")
+    parser.add_argument("--json", type=Path, default=WORK / "result.json", help="where to write it")
+    return parser.parse_args(arguments)
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run. Exit code 1: some system was not timed; 2: there is nothing to run with."""
+    options = parse(arguments)
+    rounds = options.rounds or (ROUNDS_QUICK if options.quick else ROUNDS)
+    names = choose(options.systems, SYSTEMS, what="systems")
+    letters = choose(options.workloads, WORKLOADS, what="workloads")
+    try:
+        programs = build_programs()
+    except Unavailable as error:
+        say(str(error))
+        return 2
+    left_out: dict[str, str] = {
+        "agentgateway": "crates.io has no package of this name",
+    }
+    workloads, stores = chosen_workloads(
+        letters, is_quick=options.quick, has_tls=programs.has_tls, left_out=left_out
+    )
+    systems, ours = install(names, left_out)
+    folder = WORK / "run"
+    remove_data(folder)
+    placement = Placement.of_this_machine()
+    began_at, began = dt.datetime.now(dt.UTC), time.monotonic()
+    certificate = make_certificate(folder, now=began_at)
+    machine = Machine.here(placement=told_placement(placement))
+    with ExitStack() as opened:
+        bench = opened.enter_context(
+            opened_bench(
+                programs,
+                placement=placement,
+                folder=folder,
+                certificate=(certificate.authority, certificate.chain, certificate.key),
+            )
+        )
+        session = Session(
+            bench=bench,
+            folder=folder,
+            rounds=rounds,
+            systems=systems,
+            ours=ours,
+            is_quick=options.quick,
+        )
+        for number in range(rounds):
+            session.round(number, workloads, stores)
+    run = Run(
+        machine=machine,
+        started_at=began_at.isoformat(timespec="seconds"),
+        seconds=time.monotonic() - began,
+        rounds=rounds,
+        is_quick=options.quick,
+        revision=revision(),
+        workloads=(*workloads, *(store_of(tokens) for tokens in stores)),
+        systems=tuple(systems),
+        left_out=left_out,
+        measurements=tuple(session.measurements),
+    )
+    options.json.parent.mkdir(parents=True, exist_ok=True)
+    options.json.write_text(json.dumps(to_json(run), indent=1) + "\n")
+    sys.stdout.write(render(run))
+    say(f"All figures: {options.json}")
+    return 1 if any(one.error is not None for one in run.measurements) else 0
+
+
+def told_placement(placement: Placement) -> str:
+    """Return in words which CPU is whose."""
+    if placement.system & placement.others:
+        return "one CPU for all"
+    others = ", ".join(str(cpu) for cpu in sorted(placement.others))
+    return f"systems on CPU {min(placement.system)}, vendor, load and database on {others}"
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,235 @@
+"""Processes: what a tree of them has used, as /proc tells it; where they run; starting and ending.
+
+CPU is user and system time together. The time of children that ended is their parent's, once it
+has waited for them, so a tree's sum never goes back.
+"""
+
+import contextlib
+import os
+import select
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+PROC: Final = Path("/proc")
+TICKS_PER_SECOND: Final = os.sysconf("SC_CLK_TCK")
+END_SECONDS_MAX: Final = 5.0
+STOP_SECONDS_MAX: Final = 30.0
+
+# Fields of /proc/PID/stat behind the name in parentheses, which may hold anything.
+_PARENT, _USER, _SYSTEM, _CHILDREN_USER, _CHILDREN_SYSTEM = 1, 11, 12, 13, 14
+# Fields of the line `cpu` of /proc/stat.
+_STEAL: Final = 8
+_GUEST: Final = 9  # from here on what is in `user` already
+
+
+class RigError(Exception):
+    """The rig can't go on with this; the text says why."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Process:
+    """One process as /proc/PID/stat tells it."""
+
+    pid: int
+    parent: int
+    ticks: int  # user and system, its waited-for children's included
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MachineTime:
+    """Ticks of all CPUs since the machine's start."""
+
+    total: int
+    stolen: int
+
+
+def parse_stat(text: str) -> Process:
+    """Read a /proc/PID/stat."""
+    before, _, after = text.rpartition(")")
+    fields = after.split()
+    used = (_USER, _SYSTEM, _CHILDREN_USER, _CHILDREN_SYSTEM)
+    return Process(
+        pid=int(before.split("(", 1)[0]),
+        parent=int(fields[_PARENT]),
+        ticks=sum(int(fields[index]) for index in used),
+    )
+
+
+def parse_machine_time(text: str) -> MachineTime:
+    """Read the first line of /proc/stat."""
+    fields = text.split("\n", 1)[0].split()
+    return MachineTime(total=sum(int(one) for one in fields[1:_GUEST]), stolen=int(fields[_STEAL]))
+
+
+def machine_time() -> MachineTime:
+    """Return the machine's ticks."""
+    return parse_machine_time((PROC / "stat").read_text())
+
+
+def steal_percent(before: MachineTime, after: MachineTime) -> float:
+    """Return the share of all CPUs' time that the host gave to others."""
+    total = after.total - before.total
+    return 100 * (after.stolen - before.stolen) / total if total else 0.0
+
+
+def all_processes() -> dict[int, Process]:
+    """Return every process there is, by its id."""
+    found = {}
+    for entry in PROC.iterdir():
+        if entry.name.isdigit():
+            with contextlib.suppress(OSError):  # it has ended meanwhile
+                process = parse_stat((entry / "stat").read_text())
+                found[process.pid] = process
+    return found
+
+
+def tree(
+    processes: Mapping[int, Process], roots: Iterable[int], *, without: Iterable[int] = ()
+) -> set[int]:
+    """Return the roots that exist and all below them, except the subtrees of `without`."""
+    children: dict[int, list[int]] = {}
+    for process in processes.values():
+        children.setdefault(process.parent, []).append(process.pid)
+    excluded = set(without)
+    found: set[int] = set()
+    waiting = [pid for pid in roots if pid in processes]
+    while waiting:
+        pid = waiting.pop()
+        if pid not in found and pid not in excluded:
+            found.add(pid)
+            waiting += children.get(pid, [])
+    return found
+
+
+def cpu_seconds(roots: Iterable[int], *, without: Iterable[int] = ()) -> float:
+    """Return what these trees have used so far."""
+    processes = all_processes()
+    pids = tree(processes, roots, without=without)
+    return sum(processes[pid].ticks for pid in pids) / TICKS_PER_SECOND
+
+
+def memory_bytes(roots: Iterable[int], *, without: Iterable[int] = ()) -> int:
+    """Return the proportional set size of these trees."""
+    total = 0
+    for pid in tree(all_processes(), roots, without=without):
+        with contextlib.suppress(OSError):
+            text = (PROC / str(pid) / "smaps_rollup").read_text()
+            total += next(
+                int(line.split()[1]) * 1024 for line in text.splitlines() if line[:4] == "Pss:"
+            )
+    return total
+
+
+# ----------------------------------------------------------------------------------- where they run
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Placement:
+    """CPUs: one for the system that is measured, the others for all around it."""
+
+    system: frozenset[int]
+    others: frozenset[int]
+
+    @classmethod
+    def of_this_machine(cls) -> "Placement":
+        """Return how this machine's CPUs are shared out; with one, all share it."""
+        first, *rest = sorted(os.sched_getaffinity(0))
+        return cls(system=frozenset({first}), others=frozenset(rest or {first}))
+
+
+@contextlib.contextmanager
+def pinned(cpus: Iterable[int]) -> Iterator[None]:
+    """Start what is started within on these CPUs."""
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, cpus)
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
+
+
+def move(roots: Iterable[int], cpus: Iterable[int]) -> None:
+    """Move running processes, their threads and all below them."""
+    for pid in tree(all_processes(), roots):
+        with contextlib.suppress(OSError):
+            for task in (PROC / str(pid) / "task").iterdir():
+                os.sched_setaffinity(int(task.name), cpus)
+
+
+# ----------------------------------------------------------------------------- starting and ending
+
+
+@contextlib.contextmanager
+def started(
+    command: Sequence[str],
+    *,
+    log: Path,
+    environment: Mapping[str, str],
+    cpus: Iterable[int],
+    folder: Path,
+    stop_signal: int = signal.SIGTERM,
+) -> Iterator["subprocess.Popen[str]"]:
+    """Run a process in a group of its own; end it, and what it left behind, afterwards.
+
+    Its stdin stays open while it is to run; stderr goes to `log`.
+    """
+    with log.open("a") as errors, pinned(cpus):
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            text=True,
+            env=dict(environment),
+            cwd=folder,
+            start_new_session=True,
+        )
+    try:
+        yield process
+    finally:
+        process.send_signal(stop_signal)
+        try:
+            process.wait(STOP_SECONDS_MAX)
+        except subprocess.TimeoutExpired:
+            pass
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait(STOP_SECONDS_MAX)
+        for stream in (process.stdin, process.stdout):
+            assert stream is not None
+            with contextlib.suppress(BrokenPipeError):
+                stream.close()
+
+
+def read_line(process: "subprocess.Popen[str]", *, what: str, seconds: float) -> str:
+    """Return the next line of stdout. Raises RigError where none comes in time."""
+    assert process.stdout is not None
+    ready, _, _ = select.select([process.stdout], [], [], seconds)
+    line = process.stdout.readline() if ready else ""
+    if line.endswith("\n"):
+        return line
+    if not ready:
+        raise RigError(f"{what} said nothing for {seconds:.0f} s")
+    with contextlib.suppress(subprocess.TimeoutExpired):  # between stdout's end and its own
+        process.wait(END_SECONDS_MAX)
+    raise RigError(f"{what} ended with {process.poll()}")
+
+
+def last_lines(log: Path, *, count: int = 5) -> str:
+    """Return the end of a log, for an error's text."""
+    return " | ".join(log.read_text(errors="replace").splitlines()[-count:])
+
+
+def wait_until(look: Callable[[], object], *, seconds: float, what: str) -> None:
+    """Wait until `look()` is true. Raises RigError where that takes too long."""
+    deadline = time.monotonic() + seconds
+    while not look():
+        if time.monotonic() > deadline:
+            raise RigError(f"not within {seconds:.0f} s: {what}")
+        time.sleep(0.05)
