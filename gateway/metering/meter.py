@@ -259,6 +259,9 @@ class WholeMeter:
         if not self._left_out:
             return
         tail = bytes(self._tail)
+        for name in self._reader.tail_members:
+            if (members := object_in_tail(tail, name)) is not None:
+                self._reader.read_object(members)
         members = object_in_tail(tail, self._reader.usage_member)
         if members is not None:
             self._reader.read_object(members)

@@ -22,6 +22,7 @@ class MistralOcr(UsageReader):
     """Reads one answer; it never streams."""
 
     usage_member = b"usage_info"
+    tail_members = (b"model",)
     finish_pattern = re.compile(rb"(?!)")  # it does not say why it ended
 
     def __init__(self) -> None:

@@ -2,7 +2,9 @@
 
 `usage` counts what was put in: `prompt_tokens` (embeddings), `input_tokens` (images, which count
 their output too), or nothing but `total_tokens` (Voyage, Jina), which is all input where no output
-is told. Images may stream: each `….completed` event has a usage, and an image ends with it.
+is told. Images may stream: each `….completed` event has a usage, and an image ends with it. Where
+another model wrote an SVG after the picture, its `svg_usage` is billed on top: it is kept, flagged,
+among the vendor's usage.
 """
 
 import re
@@ -11,7 +13,7 @@ from typing import Final
 import msgspec
 
 from gateway.metering.sse import SSE_WHOLE_OUTPUT_BYTES_MAX, SseEvent
-from gateway.metering.usage import Flag, Reported
+from gateway.metering.usage import Flag, Reported, join_members, split_members
 from gateway.metering.usage_reader import Meters, UsageReader, is_object, value
 
 _IMAGE_DONE: Final = b'.completed"'
@@ -21,6 +23,7 @@ class _Answer(msgspec.Struct):
     type: msgspec.Raw = msgspec.Raw()
     model: msgspec.Raw = msgspec.Raw()
     usage: msgspec.Raw = msgspec.Raw()
+    svg_usage: msgspec.Raw = msgspec.Raw()
     error: msgspec.Raw = msgspec.Raw()
 
 
@@ -31,12 +34,14 @@ class OpenAIEmbeddings(UsageReader):
     """Reads one answer: vectors, a ranking, or images."""
 
     usage_member = b"usage"
+    tail_members = (b"svg_usage",)
     event_bytes_max = SSE_WHOLE_OUTPUT_BYTES_MAX
     finish_pattern = re.compile(rb"(?!)")  # none of them says why it ended
 
     def __init__(self) -> None:
         super().__init__()
         self._usage = b""
+        self._svg_usage = b""
 
     def wants(self, raw: bytes) -> bool:
         """Return whether an image is done, or an error told."""
@@ -59,12 +64,18 @@ class OpenAIEmbeddings(UsageReader):
         if is_object(answer.usage):
             self._usage = bytes(answer.usage)
             self.final = True
+        if is_object(answer.svg_usage):
+            self._svg_usage = bytes(answer.svg_usage)
+            self.flags.raise_(Flag.ITERATIONS_ON_TOP)
         kind = value(answer.type)
         if isinstance(kind, str) and kind.endswith(".completed"):
             self.saw_end = True  # of an image, and more may come: it is not over
 
     def raw_usage(self) -> bytes:
-        """Return the last usage object."""
+        """Return the last usage object, with that of an SVG in it."""
+        if self._svg_usage:
+            members = split_members(self._usage) or {}
+            return join_members({**members, "svg_usage": self._svg_usage})
         return self._usage
 
     def meters(self, reported: Reported) -> Meters:

@@ -38,7 +38,8 @@ class Flag(StrEnum):
     IMAGE_EXCEEDS_INPUT = "image_exceeds_input"  # cut to the input
     TOTAL_DIFFERS = "total_differs"  # the vendor's total is not the sum of its parts
     FIELDS_WITHDRAWN = "fields_withdrawn"  # the last report lacks a count that an earlier one had
-    ITERATIONS_ON_TOP = "iterations_on_top"  # billed beside the counts: vendor_usage.iterations
+    # Billed beside the counts: vendor_usage.iterations, or vendor_usage.svg_usage.
+    ITERATIONS_ON_TOP = "iterations_on_top"
     VENDOR_USAGE_CUT = "vendor_usage_cut"  # larger than a row keeps: the largest members left out
     VENDOR_USAGE_UNSTORABLE = "vendor_usage_unstorable"  # not UTF-8, or no database would take it
     IN_STREAM_ERROR = "in_stream_error"  # an error came inside an answer that began with 200

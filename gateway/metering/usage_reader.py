@@ -40,6 +40,7 @@ class UsageReader:
     """
 
     usage_member: ClassVar[bytes]  # the top-level member that holds the usage, in an answer
+    tail_members: ClassVar[tuple[bytes, ...]] = ()  # others that are looked for in a tail
     finish_pattern: ClassVar[re.Pattern[bytes]]  # group 1 is the finish reason, in a tail
     answers_in_json_only: ClassVar[bool] = True  # or in events; else what comes as text tells none
     event_bytes_max: ClassVar[int] = SSE_EVENT_BYTES_MAX  # a longer event of a stream is skipped

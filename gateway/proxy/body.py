@@ -32,7 +32,10 @@ PLAIN_BYTES_MAX: Final = 2 * 1024  # of a body that is searched; longer ones are
 
 Span = tuple[int, int]
 
-_DECIDING: Final = frozenset({b"background", b"model", b"models", b"stream", b"stream_options"})
+_DECIDING: Final = frozenset(
+    {b"background", b"model", b"models", b"stream", b"stream_options", b"svg"}
+)
+_OF_SVG: Final = frozenset({b"model"})
 _OF_OPTIONS: Final = frozenset({b"include_usage"})
 _ESCAPED_NAME_BYTES_MAX: Final = 6 * max(map(len, _DECIDING | _OF_OPTIONS))  # all as \u0000
 _ESCAPE: Final = b"\\u00"  # how an escape begins that can hide a letter of theirs
@@ -75,6 +78,7 @@ class Members(msgspec.Struct):
     prompt: msgspec.Raw = _ABSENT
     requests: msgspec.Raw = _ABSENT
     response_format: msgspec.Raw = _ABSENT
+    svg: msgspec.Raw = _ABSENT
     system: msgspec.Raw = _ABSENT
     systemInstruction: msgspec.Raw = _ABSENT  # noqa: N815 - the API's name
     system_instruction: msgspec.Raw = _ABSENT
@@ -108,13 +112,14 @@ _decode_options: Final[Callable[[msgspec.Raw], _Options | None]] = msgspec.json.
 class DecidingFields:
     """What a body says that decides about its call.
 
-    `background`: the answer is to be fetched later. `fallback_models`: what some vendors may use in
-    the place of `model`, None where `models` is something else than a list of names. `text` is the
-    JSON, opened where the body is compressed; `members` is for `edited`.
+    `background`: the answer is to be fetched later. `further_models`: what a vendor may use beside
+    `model` or in its place (`models`; `svg.model`, which draws after a picture), None where that is
+    no name or no list of names. `text` is the JSON, opened where the body is compressed; `members`
+    is for `edited`.
     """
 
     model: str | None
-    fallback_models: tuple[str, ...] | None
+    further_models: tuple[str, ...] | None
     background: bool
     stream: bool
     asks_usage: bool
@@ -156,7 +161,7 @@ def read_deciding_fields(
         options = _options(members.stream_options)
     return DecidingFields(
         model=_model(members.model, is_required=model_required),
-        fallback_models=() if members.models is _ABSENT else _models(members.models),
+        further_models=_further_models(members),
         background=members.background is not _ABSENT and bytes(members.background) == b"true",
         stream=members.stream is not _ABSENT and _stream(members.stream),
         asks_usage=options is not None and options.include_usage is True,
@@ -250,6 +255,19 @@ def _model(raw: msgspec.Raw, *, is_required: bool) -> str | None:
     if problem is not None:
         raise BodyInvalid(f"'model' {problem}.", param="model")
     return model
+
+
+def _further_models(members: Members) -> tuple[str, ...] | None:
+    models = () if members.models is _ABSENT else _models(members.models)
+    if models is None or not bytes(members.svg).startswith(b"{"):
+        return models
+    place = member_spans(bytes(members.svg), 0, wanted=_OF_SVG).get(b"model")
+    if place is None:
+        return models
+    try:
+        return (*models, _decode_text(bytes(members.svg)[slice(*place)]))
+    except (msgspec.MsgspecError, UnicodeDecodeError):
+        return None
 
 
 def _models(raw: msgspec.Raw) -> tuple[str, ...] | None:
@@ -347,6 +365,7 @@ def _is_plain(text: bytes) -> bool:
         and text.count(b'"background"') < 2  # noqa: PLR2004
         and text.count(b'"stream"') < 2  # noqa: PLR2004
         and text.count(b'"stream_options"') < 2  # noqa: PLR2004
+        and text.count(b'"svg"') < 2  # noqa: PLR2004
         and text.count(b'"include_usage"') < 2  # noqa: PLR2004
     )
 

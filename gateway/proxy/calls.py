@@ -386,7 +386,7 @@ class Calls:
         if model is not None and not caller.may_use(model):
             raise ModelNotAllowed(param="model")
         if caller.has_model_list and (
-            fields.fallback_models is None or not all(map(caller.may_use, fields.fallback_models))
+            fields.further_models is None or not all(map(caller.may_use, fields.further_models))
         ):
             raise ModelNotAllowed(param="models")
         if fields.background:

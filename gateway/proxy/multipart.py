@@ -52,6 +52,7 @@ _MODEL: Final = "model"
 _MODELS: Final = "models"
 _STREAM: Final = "stream"
 _CHARSET: Final = "_charset_"  # would change how all others are read
+_IN_ONE_PIECE: Final = frozenset({_MODELS, "svg"})
 _DECIDING: Final = frozenset({_MODEL, _MODELS, _STREAM, _CHARSET})
 _TRUE: Final = frozenset({"1", "on", "t", "true", "y", "yes"})
 
@@ -74,12 +75,13 @@ class Part:
 class FormFields:
     """What a form says that decides about its call.
 
-    `fallback_models`: None where there is a field `models`, whatever it says: no known vendor
-    reads one. `text` is the form, opened where it is compressed.
+    `further_models`: what fields such as `svg[model]` name beside `model`; None where there is a
+    field that may name some in a way of its own: `models`, or `svg` in one piece. `text` is the
+    form, opened where it is compressed.
     """
 
     model: str | None
-    fallback_models: tuple[str, ...] | None
+    further_models: tuple[str, ...] | None
     stream: bool
     says_stream: bool
     names: tuple[str, ...]
@@ -110,6 +112,7 @@ def read_form(
     text = body if content_encoding is None else decoded_copy(body, content_encoding)
     deciding: dict[str, Part] = {}
     names: list[str] = []
+    further: list[str] = []
     for part in read_parts(text, delimiter=delimiter):
         names.append(part.name)
         if part.name in _DECIDING:
@@ -119,13 +122,15 @@ def read_form(
             deciding[part.name] = part
         elif next(name_segments([part.name.lower()]), "") in _DECIDING:
             raise BodyInvalid(f"'{part.name}' is not a plain name.", param=part.name)
+        elif _MODEL in name_segments([part.name.lower()]):
+            further.append(_name(text, part))
     if _CHARSET in deciding:
         raise BodyInvalid("A form is read as UTF-8. Leave out '_charset_'.", param=_CHARSET)
     model = deciding.get(_MODEL)
     stream = deciding.get(_STREAM)
     return FormFields(
         model=_model(text, model, is_required=model_required),
-        fallback_models=None if _MODELS in deciding else (),
+        further_models=None if _IN_ONE_PIECE.intersection(names) else tuple(further),
         stream=stream is not None and _text(text, stream).strip().lower() in _TRUE,
         says_stream=stream is not None,
         names=tuple(names),
@@ -277,10 +282,16 @@ def _model(text: bytes, part: Part | None, *, is_required: bool) -> str | None:
         if is_required:
             raise BodyInvalid("The form has no field 'model'.", param=_MODEL)
         return None
+    return _name(text, part)
+
+
+def _name(text: bytes, part: Part) -> str:
+    """Return the model that a field names."""
+    _check_is_text(part)
     model = _text(text, part)
     problem = model_problem(model)
     if problem is not None:
-        raise BodyInvalid(f"'model' {problem}.", param=_MODEL)
+        raise BodyInvalid(f"'{part.name}' {problem}.", param=part.name)
     return model
 
 

@@ -39,8 +39,9 @@ def test_pages_are_counted(
 
 def test_pages_behind_megabytes_of_pictures_are_found() -> None:
     pages = [{"images": [{"image_base64": "A" * (HEAD_BYTES_MAX + 2 * TAIL_BYTES_MAX)}]}]
-    usage = measured(json.dumps({"pages": pages, "usage_info": {"pages_processed": 29}}).encode())
-    assert (usage.pages, usage.source) == (29, "vendor")
+    told = {"model": "m", "document_annotation": None, "usage_info": {"pages_processed": 29}}
+    usage = measured(json.dumps({"pages": pages, **told}).encode())
+    assert (usage.pages, usage.model_served, usage.source) == (29, "m", "vendor")
 
 
 def test_an_answer_that_was_cut_tells_no_pages() -> None:

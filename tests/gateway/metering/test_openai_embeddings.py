@@ -72,6 +72,19 @@ def test_a_usage_behind_megabytes_of_vectors_is_found() -> None:
     assert (usage.source, usage.input_tokens) == ("vendor", 8)
 
 
+@pytest.mark.parametrize("size", [10, 3_000_000])
+def test_what_an_svg_took_is_kept_beside_the_picture(size: int) -> None:
+    picture = {"input_tokens": 5, "output_tokens": 9, "total_tokens": 14}
+    svg = {"model": "gpt-5", "input_tokens": 50, "output_tokens": 90, "total_tokens": 140}
+    meter = metering()
+    answer = {"data": [{"b64_json": "A" * size}], "svg_usage": svg, "usage": picture}
+    meter.feed(json.dumps(answer).encode())
+    usage = meter.finish(complete=True)
+    assert (usage.input_tokens, usage.output_tokens) == (5, 9)
+    assert usage.flags == (Flag.ITERATIONS_ON_TOP,)
+    assert json.loads(usage.vendor_usage or b"") == {**picture, "svg_usage": svg}
+
+
 def test_a_stream_of_images_ends_with_an_image() -> None:
     meter = metering(stream=True)
     meter.feed(b'data: {"type":"image_generation.partial_image","b64_json":"AAAA"}\n\n')

@@ -145,6 +145,28 @@ async def test_a_form_is_held_against_the_models_of_a_token(rig: Rig) -> None:
     assert len(rig.vendor.bodies) == 1
 
 
+async def test_a_model_that_draws_after_a_picture_is_on_the_list_as_well(rig: Rig) -> None:
+    rig.authenticated.caller = replace(rig.caller, models=("gpt-image-*", "gpt-5"))
+    rig.vendor.script = answers("application/json", {"data": []})
+    picture = {"model": "gpt-image-2", "prompt": "a cat"}
+    path = "/v1/images/generations"
+    assert (await rig.ask(path, {**picture, "svg": {"model": "gpt-5"}})).status == 200
+    for svg in (b'{"model":"o9-pro"}', b'{"model":["o9-pro"]}'):
+        body = b'{"model":"gpt-image-2","svg":%b}' % svg
+        assert reason(await rig.ask(path, body)) == (403, "model_not_allowed")
+    for svg in (
+        b'{"model":"gpt-5","model":"o9-pro"}',
+        b'{"mod\\u0065l":"o9-pro"}',
+        b'{"model":"gpt-5"},"svg":{"model":"o9-pro"}',
+        b'{"model":"gpt-5"},"s\\u0076g":{"model":"o9-pro"}',
+    ):
+        body = b'{"model":"gpt-image-2","svg":%b}' % svg
+        assert reason(await rig.ask(path, body)) == (400, "body_invalid")
+    for name, status in ((b"gpt-5", 200), (b"o9-pro", 403)):
+        edit = form(("model", b"gpt-image-2"), ("svg[model]", name), ("file", SOUND))
+        assert (await send(rig, "/v1/images/edits", edit)).status == status
+
+
 @pytest.mark.parametrize("field", ["file_id", "images[0][file_id]", "input_file_id"])
 async def test_a_form_that_names_a_stored_object_is_refused(rig: Rig, field: str) -> None:
     body = form(("model", b"voxtral"), (field, b"file-1"))

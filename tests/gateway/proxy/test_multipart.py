@@ -158,8 +158,17 @@ def test_a_model_may_be_missing_where_it_does_not_decide() -> None:
 
 
 def test_a_field_of_further_models_is_not_read() -> None:
-    assert read(form(model())).fallback_models == ()
-    assert read(form(model(), part('name="models"', b"x"))).fallback_models is None
+    assert read(form(model())).further_models == ()
+    for name in ("models", "svg"):
+        assert read(form(model(), part(f"name={name}", b"x"))).further_models is None
+
+
+def test_a_model_within_another_field_is_told_every_time() -> None:
+    body = form(part('name="svg[model]"', b"a"), model(), part('name="svg[model]"', b"b"))
+    assert read(body).further_models == ("a", "b")
+    assert read(form(model(), part('name="svg.Model"', b"c"))).further_models == ("c",)
+    with pytest.raises(BodyInvalid):
+        read(form(model(), part('name="svg[model]"; filename=a', b"c")))
 
 
 def test_a_compressed_form_is_read_from_a_copy() -> None:
