@@ -25,6 +25,7 @@ class _WholeAnswer:
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.done: asyncio.Future[bytes | None] = loop.create_future()
+        self._loop = loop
         self._status = 0
         self._body = bytearray()
 
@@ -51,6 +52,13 @@ class _WholeAnswer:
 
     def on_drained(self) -> None:
         """Nothing waits."""
+
+    def on_defect(self, error: Exception) -> None:
+        """Give nothing; the loop's handler tells what failed."""
+        self._loop.call_exception_handler(
+            {"message": "A list of models could not be read", "exception": error}
+        )
+        self._end(None)
 
     def _end(self, body: bytes | None) -> None:
         if not self.done.done():

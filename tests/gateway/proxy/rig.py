@@ -251,7 +251,9 @@ class Rig:
             loop=loop,
             cors_origins=("https://ide.example",),
         )
-        self.lane = Lane(self.calls.handle, self.calls.refuse, loop=loop)
+        self.lane = Lane(
+            self.calls.handle, self.calls.refuse, loop=loop, on_defect=self.defects.append
+        )
         self.port = 0
 
     def target(self, kind: str, *, asks_usage: bool = False, path: str = "") -> Target:
