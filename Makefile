@@ -3,7 +3,7 @@
 
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help run test check format install lock clean
+.PHONY: help run test fuzz check format install lock clean
 MAKEFLAGS += --no-print-directory
 
 ARGS ?=
@@ -22,6 +22,9 @@ run: .venv/run.stamp  ## Start the product on this machine: make run ARGS="--por
 
 test: .venv/dev.stamp  ## Run the tests: make test ARGS="-k journal"
 	@$(BIN)/python -m pytest $(ARGS)
+
+fuzz: .venv/dev.stamp  ## Send 100,000 mutated requests through nginx and HAProxy: takes a while
+	@$(BIN)/python -m pytest tests/fuzz -m slow -s $(ARGS)
 
 check: .venv/dev.stamp  ## Formatting, lint, types, and the direction of imports
 	$(BIN)/ruff format --check

@@ -445,7 +445,10 @@ class ClientConnection(asyncio.Protocol):
         if self._lingering_since is None:
             self._lingering_since = self._since = self._lane.loop.time()
             if self._transport is not None and self._transport.can_write_eof():
-                self._transport.write_eof()
+                try:
+                    self._transport.write_eof()
+                except OSError:  # it is reset already, which is yet to be told
+                    self._transport.abort()
 
     def _close(self) -> None:
         self._closing = True

@@ -115,7 +115,11 @@ class Lane:
         task.add_done_callback(self.tasks.discard)
 
     async def _run(self, exchange: Exchange) -> None:
-        await self._handle(exchange)
+        try:
+            await self._handle(exchange)
+        except Exception as error:  # noqa: BLE001 - one request's defect is not another's
+            self.on_defect(error)
+            exchange.abort()
 
     def refuse(self, exchange: Exchange, error: GatewayError) -> None:
         """Answer with an error."""
