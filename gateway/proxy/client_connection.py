@@ -25,6 +25,7 @@ from gateway.limits import (
     CLIENT_STALL_SECONDS_MAX,
     KEEP_ALIVE_SECONDS,
     PIPELINED_REQUESTS_MAX,
+    READ_AT_ONCE_BYTES,
     REQUEST_BODY_BYTES_MAX,
     REQUEST_BODY_BYTES_PER_SECOND_MIN,
     REQUEST_HEAD_BYTES_MAX,
@@ -147,8 +148,20 @@ class ClientConnection(asyncio.Protocol):
         if len(data) <= PARSED_BYTES_MAX:
             self._take(data)
             return
+        if len(data) >= READ_AT_ONCE_BYTES:
+            self._let_others_read()
         for at in range(0, len(data), PARSED_BYTES_MAX):
             self._take(data[at : at + PARSED_BYTES_MAX])
+
+    def _let_others_read(self) -> None:
+        """Read on in the loop's next round: it would stay with a fast client for many reads."""
+        if self._transport is not None:
+            self._transport.pause_reading()
+            self._lane.loop.call_soon(self._read_on)
+
+    def _read_on(self) -> None:
+        if self._transport is not None:
+            self._transport.resume_reading()
 
     def _take(self, data: bytes) -> None:
         """Parse a piece of what was read."""

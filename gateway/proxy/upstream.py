@@ -19,6 +19,7 @@ import httptools
 from gateway.errors import VendorTimeout, VendorUnreachable
 from gateway.limits import (
     CONNECT_SECONDS_MAX,
+    READ_AT_ONCE_BYTES,
     RESPONSE_HEAD_BYTES_MAX,
     RESPONSE_HEADERS_MAX,
     WRITE_BUFFER_BYTES_MAX,
@@ -172,6 +173,8 @@ class UpstreamConnection(asyncio.Protocol):
             self.abort()
             return
         self._any_byte = True
+        if len(data) >= READ_AT_ONCE_BYTES:
+            self._let_others_read()
         if not self._head_done:
             self._head_bytes += len(data)
         try:
@@ -197,6 +200,16 @@ class UpstreamConnection(asyncio.Protocol):
                 reply.on_read_done()
         except Exception as error:  # noqa: BLE001 - one call's defect is that call's end
             self._fail(reply, error)
+
+    def _let_others_read(self) -> None:
+        """Read on in the loop's next round: it would stay with a fast vendor for many reads."""
+        if self.is_open and not self.paused:
+            cast("asyncio.Transport", self.transport).pause_reading()
+            asyncio.get_running_loop().call_soon(self._read_on)
+
+    def _read_on(self) -> None:
+        if self.is_open and not self.paused:
+            cast("asyncio.Transport", self.transport).resume_reading()
 
     def eof_received(self) -> bool:
         """Close: half-open connections serve nobody."""
