@@ -15,6 +15,7 @@ import time
 from collections.abc import Mapping
 from typing import Final
 
+from gateway.limits import CONNECTIONS_PER_WORKER_MAX
 from gateway.log import Log, file_writer, route_standard_logging
 from gateway.settings import Problem, Settings, SettingsInvalid
 from gateway.vendors.seal import KeyTextInvalid, parse_private
@@ -24,6 +25,8 @@ DONE: Final = 0
 FAILED: Final = 1
 BAD_SETTING: Final = 2
 
+OPEN_FILES: Final = 2 * CONNECTIONS_PER_WORKER_MAX + 1_024  # a call has one on each side
+
 _PR_SET_DUMPABLE: Final = 4
 _STDERR: Final = 2
 
@@ -32,6 +35,7 @@ def main() -> int:
     """Run until told to stop; return the exit code."""
     environ = dict(os.environ)
     harden_process()
+    raise_open_files()
     lines = Log(file_writer(_STDERR), now=time.time)
     route_standard_logging(lines)
     try:
@@ -48,6 +52,14 @@ def main() -> int:
     if FDS_VARIABLE in environ:
         return _run_worker(settings, environ, lines)
     return _run_supervisor(settings, environ, lines)
+
+
+def raise_open_files() -> None:
+    """Have room for all connections that there may be, where the system gives little unasked."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = OPEN_FILES if hard == resource.RLIM_INFINITY else min(OPEN_FILES, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def harden_process() -> None:

@@ -30,8 +30,8 @@ http {{
     underscores_in_headers on;
     ignore_invalid_headers off;
     merge_slashes off;
-    client_header_timeout 2s;
-    client_body_timeout 2s;
+    client_header_timeout 1s;
+    client_body_timeout 1s;
     large_client_header_buffers 4 32k;
     upstream gateway {{ server 127.0.0.1:{gateway}; keepalive 8; }}
     server {{
@@ -43,7 +43,7 @@ http {{
             proxy_set_header Connection "";
             proxy_request_buffering {buffering};
             proxy_next_upstream off;
-            proxy_read_timeout 5s;
+            proxy_read_timeout 2s;
         }}
     }}
 }}
@@ -55,9 +55,9 @@ global
 defaults
     mode http
     timeout connect 5s
-    timeout client 2s
-    timeout http-request 2s
-    timeout server 5s
+    timeout client 1s
+    timeout http-request 1s
+    timeout server 2s
     retries 0
     option http-keep-alive
     http-reuse always

@@ -26,8 +26,8 @@ SHORT: Final = 500  # through each proxy
 LONG: Final = 50_000
 BATCH: Final = 500  # compared at once; what is wrong in it is then looked for one by one
 AT_ONCE: Final = 48
-SILENCE_SECONDS_MAX: Final = 0.4  # after which no more of an answer is waited for
-SETTLE_SECONDS_MAX: Final = 8.0  # longer than the proxies wait for the rest of a request
+SILENCE_SECONDS_MAX: Final = 4.0  # of an answer; the proxies give up on a request before
+SETTLE_SECONDS_MAX: Final = 30.0  # the proxies wait for the rest of a request, and for answers
 
 _ECHOED: Final = re.compile(rb'"fuzz_id": "([^"]*)"')
 _ID_LINE: Final = re.compile(rb"\r\n" + ID_HEADER.encode() + rb": *([^\r]*)\r\n", re.IGNORECASE)
