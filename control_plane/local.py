@@ -65,12 +65,14 @@ SIMULATOR_PATHS: Final[Mapping[str, str]] = {"openai": "/v1", "anthropic": "", "
 
 # Settings of the gateway's own that pass through.
 GATEWAY_SETTINGS: Final = (
+    "KAIXU_CALLS_PER_ORG",
     "KAIXU_CONNECTIONS_PER_ADDRESS",
     "KAIXU_RATE_PER_ADDRESS",
     "KAIXU_CONNECTIONS_PER_WORKER",
     "KAIXU_CORS_ORIGINS",
     "KAIXU_DRAIN_TIMEOUT",
     "KAIXU_FIRST_BYTE",
+    "KAIXU_HOSTS",
     "KAIXU_IDLE",
     "KAIXU_JOURNAL_KEEP_BYTES",
     "KAIXU_LEASE",

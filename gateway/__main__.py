@@ -12,7 +12,7 @@ import time
 from collections.abc import Mapping
 from typing import Final
 
-from gateway.hardening import harden_process
+from gateway.hardening import harden_process, raise_open_files
 from gateway.log import Log, file_writer, route_standard_logging
 from gateway.settings import Problem, Settings, SettingsInvalid
 from gateway.vendors.seal import KeyTextInvalid, parse_private
@@ -29,6 +29,7 @@ def main() -> int:
     """Run until told to stop; return the exit code."""
     environ = dict(os.environ)
     harden_process()
+    raise_open_files()
     lines = Log(file_writer(_STDERR), now=time.time)
     route_standard_logging(lines)
     try:

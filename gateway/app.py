@@ -150,7 +150,8 @@ class Worker:
             store=self._permit_store, worker_id=self._id, clock=clock, now=loop.time
         )
         self._live = LiveCalls(
-            on_cut_failed=lambda error: self._log.error("cut failed", error=error)
+            on_cut_failed=lambda error: self._log.error("cut failed", error=error),
+            calls_per_org_max=settings.calls_per_org,
         )
         self._tokens = TokenStore(pool)
         self._feed = Feed(
@@ -229,8 +230,10 @@ class Worker:
             loop=loop,
             connections_max=settings.connections_per_worker,
             connections_per_address_max=settings.connections_per_address,
+            hosts=settings.hosts,
             on_connections=self._metrics.set_connections_open,
             on_protocol_error=lambda: self._metrics.client_error("protocol"),
+            on_defect=lambda error: self._log.error("connection failed", error=error),
         )
         self._link = SupervisorLink(
             context.channel,

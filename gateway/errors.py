@@ -122,6 +122,17 @@ class ConcurrencyReached(GatewayError):
     message = "Too many calls are open. Wait until one has ended."
 
 
+class TooManyOpenCalls(GatewayError):
+    status = 429
+    reason = "concurrency"
+    message = "This organization has as many open calls here as it may. Try again in a moment."
+
+    def __init__(self, *, calls_max: int) -> None:
+        super().__init__(
+            headers={"retry-after": "1", "x-kaixu-limit": str(calls_max), "x-kaixu-remaining": "0"}
+        )
+
+
 class BodyInvalid(GatewayError):
     status = 400
     reason = "body_invalid"
@@ -141,6 +152,12 @@ class RequestInvalid(GatewayError):
 class VersionNotSupported(RequestInvalid):
     status = 505
     message = "This is HTTP/1.1 only."
+
+
+class Misdirected(RequestInvalid):
+    status = 421
+    reason = "no_route"
+    message = "This gateway is not served under the name in the Host header."
 
 
 class HeadTooLarge(RequestInvalid):

@@ -43,7 +43,7 @@ _UNIT_SECONDS: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_4
 _SIZE: Final = re.compile(r"([0-9]+) ?(B|KiB|MiB|GiB)?")
 _UNIT_BYTES: Final = {None: 1, "B": 1, "KiB": 1024, "MiB": 1024**2, "GiB": 1024**3}
 _HOST: Final = re.compile(r"[0-9A-Za-z_.:-]{1,253}")
-_VENDOR_HOST: Final = re.compile(r"(?:[0-9a-z_.-]{1,253}|\[[0-9a-f:.]+\])(?::[0-9]{1,5})?")
+_NAMED_HOST: Final = re.compile(r"(?:[0-9a-z_.-]{1,253}|\[[0-9a-f:.]+\])(?::[0-9]{1,5})?")
 _MACHINE: Final = re.compile(r"[0-9A-Za-z][0-9A-Za-z_.-]{0,99}")
 _ORIGIN: Final = re.compile(r"https?://[0-9a-z.-]+(?::[0-9]{1,5})?")
 
@@ -97,6 +97,8 @@ class Settings:
     connections_per_worker: int
     connections_per_address: int | None  # None: the default, of which loopback is exempt
     rate_per_address: tuple[int, int] | None  # calls, and within how many seconds
+    calls_per_org: int | None  # open at once on one worker; None: as many as it likes
+    hosts: frozenset[str] | None  # `host` or `host:port` that clients call it by; None: any
     cors_origins: tuple[str, ...]
     vendor_hosts: frozenset[str] | None  # `host` or `host:port`; None: any
     vault_keys: tuple[str, ...] = field(repr=False)  # the current one first
@@ -176,6 +178,10 @@ class Settings:
                 default=None,
             ),
             rate_per_address=env.value("KAIXU_RATE_PER_ADDRESS", _rate, default=None),
+            calls_per_org=env.value(
+                "KAIXU_CALLS_PER_ORG", _whole(1, CONNECTIONS_PER_WORKER_MAX), default=None
+            ),
+            hosts=env.value("KAIXU_HOSTS", _hosts, default=None),
             cors_origins=env.value("KAIXU_CORS_ORIGINS", _list_of(_origin), default=()),
             vendor_hosts=env.value("KAIXU_VENDOR_HOSTS", _hosts, default=None),
             **_vault(env),
@@ -380,7 +386,7 @@ def _list_of(parse: Callable[[str], str]) -> Callable[[str], tuple[str, ...]]:
 
 def _hosts(text: str) -> frozenset[str] | None:
     hosts = frozenset(one.strip().lower() for one in text.split(",") if one.strip())
-    if not hosts or not all(_VENDOR_HOST.fullmatch(host) for host in hosts):
+    if not hosts or not all(_NAMED_HOST.fullmatch(host) for host in hosts):
         raise _Unusable(
             "There is something in it that is not a host.",
             fix="Give hosts, with a port where it matters, separated by commas: api.openai.com.",

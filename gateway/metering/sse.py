@@ -74,7 +74,7 @@ class SseParser:
         unseen = max(0, len(held) - _PAIR_BYTES)
         held += chunk
         if self._skipping:
-            end = _BLANK_LINE.search(held)
+            end = _find_blank_line(held)
             if end is None:
                 del held[:-_PAIR_BYTES]
                 return b""
@@ -149,6 +149,12 @@ def _split_mixed(complete: bytes) -> list[bytes]:
     if start < len(complete):
         events.append(complete[start:])
     return events
+
+
+def _find_blank_line(data: bytes | bytearray) -> re.Match[bytes] | None:
+    """Return the first end of an event. Within a long line, looking for its end is faster."""
+    found = [at for at in (data.find(b"\n"), data.find(b"\r")) if at >= 0]
+    return _BLANK_LINE.search(data, min(found)) if found else None
 
 
 def _complete_length(data: bytes | bytearray, start: int) -> int:
@@ -243,7 +249,7 @@ class UsageEventFilter:
     def _pass_event(self, chunk: bytes, passed: list[bytes]) -> bytes:
         """Pass on up to the end of the event that is being passed; return what follows it."""
         seen = self._tail + chunk
-        blank = _BLANK_LINE.search(seen)
+        blank = _find_blank_line(seen)
         if blank is None:
             self._tail = seen[-_PAIR_BYTES:]
             passed.append(chunk)

@@ -31,6 +31,7 @@ class Status(StrEnum):
     DEADLINE = "deadline"
     VENDOR_ERROR = "vendor_error"
     VENDOR_BROKE = "vendor_broke"
+    INTERRUPTED = "interrupted"  # by a defect of ours; also what a killed process leaves
 
 
 class CallLog(Protocol):

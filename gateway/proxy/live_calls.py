@@ -1,15 +1,16 @@
-"""Open calls by whom they belong to, so that they can be cut.
+"""Open calls by whom they belong to, so that they can be cut, and one org's be bounded.
 
 Every call is registered and unregistered, so both cost a dictionary look-up and a set operation.
 What takes longer is done once for a token and not for each call: its group is indexed by token,
 parent, user, workspace and org, and stays when its last call ends, until groups are swept.
 """
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Final, Protocol
 
 from gateway.auth.caller import Caller, Subject
-from gateway.errors import GatewayError, TokenRevoked
+from gateway.errors import GatewayError, TokenRevoked, TooManyOpenCalls
 
 GROUPS_SWEPT_AT_MIN: Final = 1_024  # tokens; below it, those without an open call may stay
 
@@ -41,9 +42,16 @@ class _Group:
 class LiveCalls:
     """The open calls of one worker."""
 
-    def __init__(self, *, on_cut_failed: Callable[[Exception], None]) -> None:
-        """`on_cut_failed` hears what the cut of a call raised; the others are cut all the same."""
+    def __init__(
+        self, *, on_cut_failed: Callable[[Exception], None], calls_per_org_max: int | None = None
+    ) -> None:
+        """`on_cut_failed` hears what the cut of a call raised; the others are cut all the same.
+
+        `calls_per_org_max`: how many calls one org may have open; None: no bound.
+        """
         self._on_cut_failed = on_cut_failed
+        self._calls_per_org_max = calls_per_org_max
+        self._by_org: Counter[str] = Counter()  # counted where there is a bound
         self._groups: dict[str, _Group] = {}  # by token id
         self._index: dict[Subject, set[_Group]] = {}
         self._sweep_at = GROUPS_SWEPT_AT_MIN
@@ -62,8 +70,15 @@ class LiveCalls:
         return [token_id for token_id, group in self._groups.items() if group.calls]
 
     def register(self, call: LiveCall) -> None:
-        """Take in a call that begins. `call.caller` stays the same until it is unregistered."""
+        """Take in a call that begins. `call.caller` stays the same until it is unregistered.
+
+        Raises TooManyOpenCalls; then it is not taken in.
+        """
         caller = call.caller
+        if self._calls_per_org_max is not None:
+            if self._by_org[caller.org_id] >= self._calls_per_org_max:
+                raise TooManyOpenCalls(calls_max=self._calls_per_org_max)
+            self._by_org[caller.org_id] += 1
         group = self._groups.get(caller.token_id)
         if group is None or group.caller is not caller:
             group = self._group_of(caller)
@@ -72,8 +87,14 @@ class LiveCalls:
     def unregister(self, call: LiveCall) -> None:
         """Let a call go that has ended; again is no mistake."""
         group = self._groups.get(call.caller.token_id)
-        if group is not None:
-            group.calls.discard(call)
+        if group is None or call not in group.calls:
+            return
+        group.calls.remove(call)
+        if self._calls_per_org_max is not None:
+            org_id = call.caller.org_id
+            self._by_org[org_id] -= 1
+            if not self._by_org[org_id]:
+                del self._by_org[org_id]
 
     def cut(
         self, kind: str, subject_id: str, reason: Callable[[], GatewayError] = TokenRevoked

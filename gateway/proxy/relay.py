@@ -285,13 +285,42 @@ class Relay:
     def on_drained(self) -> None:
         """The vendor took what waited; the request was written in one piece anyway."""
 
+    def on_defect(self, error: Exception) -> None:
+        """End a call that our own code failed: its record is closed, whoever waits gets the error.
+
+        The client's connection is broken, or it gets a refusal where nothing was written to it.
+        """
+        if self.outcome.done():  # whoever waited knows how it ended
+            self._loop.call_exception_handler(
+                {"message": "A call failed after its end", "exception": error}
+            )
+            return
+        try:
+            self._close(Status.INTERRUPTED, complete=False, reason=GatewayError.reason)
+        except Exception as second:  # noqa: BLE001 - the meter may be what failed: do without it
+            error.add_note(f"and then, when its usage was asked for: {type(second).__name__}")
+            self._record.close(
+                Status.INTERRUPTED,
+                Usage(),
+                reason=GatewayError.reason,
+                bytes_up=self._bytes_up,
+                bytes_down=self._bytes_down,
+            )
+        self._abort_vendor()
+        self._leave()
+        self.outcome.set_exception(error)
+
     # Sink: what becomes of the client
 
     def on_client_gone(self) -> None:
         """Cancel the vendor's work at once."""
         if self.outcome.done():
             return
-        self._close(Status.CLIENT_CLOSED, complete=False)
+        try:
+            self._close(Status.CLIENT_CLOSED, complete=False)
+        except Exception as error:  # noqa: BLE001 - whoever waits for this call hears of it
+            self.on_defect(error)
+            return
         self._abort_vendor()
         self._done(Outcome.ANSWERED)
 
@@ -312,19 +341,22 @@ class Relay:
         """End the answer now: its token is revoked, its time is over."""
         if self.outcome.done() or self._ending is not None:
             return
-        self._fail(status, error)
+        try:
+            self._fail(status, error)
+        except Exception as defect:  # noqa: BLE001 - a call that can't be cut cleanly is cut anyhow
+            self.on_defect(defect)
 
     def check_deadlines(self, now: float) -> None:
         """Cut what is over a deadline; call about once a second."""
         if self.outcome.done() or self._ending is not None:
             return
         if now - self._started > self._times.total_seconds:
-            self._fail(Status.DEADLINE, VendorTimeout("The longest time for a call is over."))
+            self.cut(Status.DEADLINE, VendorTimeout("The longest time for a call is over."))
         elif self._status == 0:
             if now - self._started > self._times.first_byte_seconds:
-                self._fail(Status.DEADLINE, VendorTimeout())
+                self.cut(Status.DEADLINE, VendorTimeout())
         elif now - self._last_byte > self._times.idle_seconds and not self._is_behind():
-            self._fail(Status.DEADLINE, VendorTimeout("The vendor fell silent."))
+            self.cut(Status.DEADLINE, VendorTimeout("The vendor fell silent."))
 
     def _is_behind(self) -> bool:
         return self.connection is not None and self.connection.paused
@@ -347,7 +379,14 @@ class Relay:
         if self.connection is None or self._boundary.at_boundary:
             self._end_with_error()
         else:
-            self._timer = self._loop.call_later(BOUNDARY_WAIT_SECONDS, self._end_with_error)
+            self._timer = self._loop.call_later(BOUNDARY_WAIT_SECONDS, self._end_in_time)
+
+    def _end_in_time(self) -> None:
+        """The event under way did not end in time."""
+        try:
+            self._end_with_error()
+        except Exception as error:  # noqa: BLE001 - whoever waits for this call hears of it
+            self.on_defect(error)
 
     def _end_with_error(self) -> None:
         """Write the format's error event, after which a client knows that this was not all."""
@@ -398,11 +437,15 @@ class Relay:
         if connection is not None:
             connection.give_up(self)
 
-    def _done(self, outcome: Outcome) -> None:
+    def _leave(self) -> None:
+        """Hear of nothing more."""
         if self._timer is not None:
             self._timer.cancel()
         self.connection = None
         self._exchange.sink = None
+
+    def _done(self, outcome: Outcome) -> None:
+        self._leave()
         if not self.outcome.done():
             self.outcome.set_result(outcome)
 

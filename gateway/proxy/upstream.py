@@ -19,6 +19,7 @@ import httptools
 from gateway.errors import VendorTimeout, VendorUnreachable
 from gateway.limits import (
     CONNECT_SECONDS_MAX,
+    READ_AT_ONCE_BYTES,
     RESPONSE_HEAD_BYTES_MAX,
     RESPONSE_HEADERS_MAX,
     WRITE_BUFFER_BYTES_MAX,
@@ -74,6 +75,9 @@ class Reply(Protocol):
 
     def on_drained(self) -> None:
         """The vendor takes more of the request."""
+
+    def on_defect(self, error: Exception) -> None:
+        """The reply itself failed at one of these; it hears of nothing more. Must not raise."""
 
 
 class Dial(Protocol):
@@ -169,11 +173,17 @@ class UpstreamConnection(asyncio.Protocol):
             self.abort()
             return
         self._any_byte = True
+        if len(data) >= READ_AT_ONCE_BYTES:
+            self._let_others_read()
         if not self._head_done:
             self._head_bytes += len(data)
         try:
             self._parser.feed_data(data)
-        except (httptools.HttpParserError, httptools.HttpParserUpgrade, _HeadTooLarge):
+        except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
+            defect = _defect_of(error)
+            if defect is not None:
+                self._fail(reply, defect)
+                return
             if not self._ended:
                 self._break()
                 return
@@ -183,10 +193,23 @@ class UpstreamConnection(asyncio.Protocol):
         if not self._head_done and self._head_bytes > RESPONSE_HEAD_BYTES_MAX:
             self._break()
             return
-        if self._ended:
-            self._finish(reply)
-        else:
-            reply.on_read_done()
+        try:
+            if self._ended:
+                self._finish(reply)
+            else:
+                reply.on_read_done()
+        except Exception as error:  # noqa: BLE001 - one call's defect is that call's end
+            self._fail(reply, error)
+
+    def _let_others_read(self) -> None:
+        """Read on in the loop's next round: it would stay with a fast vendor for many reads."""
+        if self.is_open and not self.paused:
+            cast("asyncio.Transport", self.transport).pause_reading()
+            asyncio.get_running_loop().call_soon(self._read_on)
+
+    def _read_on(self) -> None:
+        if self.is_open and not self.paused:
+            cast("asyncio.Transport", self.transport).resume_reading()
 
     def eof_received(self) -> bool:
         """Close: half-open connections serve nobody."""
@@ -198,12 +221,15 @@ class UpstreamConnection(asyncio.Protocol):
         reply = self._reply
         if reply is None:
             return
-        if exc is None and self._head_done and not self._delimited:
-            self._keep_alive = False
-            self._finish(reply)
-        else:
-            self._reply = None
-            reply.on_broken(any_byte=self._any_byte)
+        try:
+            if exc is None and self._head_done and not self._delimited:
+                self._keep_alive = False
+                self._finish(reply)
+            else:
+                self._reply = None
+                reply.on_broken(any_byte=self._any_byte)
+        except Exception as error:  # noqa: BLE001 - one call's defect is that call's end
+            self._fail(reply, error)
 
     def resume_writing(self) -> None:
         """The vendor took what was waiting."""
@@ -215,7 +241,15 @@ class UpstreamConnection(asyncio.Protocol):
         if self.transport is not None:
             self.transport.abort()
         if reply is not None:
-            reply.on_broken(any_byte=True)
+            try:
+                reply.on_broken(any_byte=True)
+            except Exception as error:  # noqa: BLE001 - one call's defect is that call's end
+                reply.on_defect(error)
+
+    def _fail(self, reply: Reply, error: Exception) -> None:
+        """Tell a reply of its own failure, and close: what is left of the answer is of no use."""
+        self.abort()
+        reply.on_defect(error)
 
     def _finish(self, reply: Reply) -> None:
         self._reply = None
@@ -294,6 +328,14 @@ def _delimits(name: bytes, value: bytes) -> bool:
 
 class _HeadTooLarge(Exception):
     """The answer's head is over its limits."""
+
+
+def _defect_of(error: BaseException) -> Exception | None:
+    """Return what a reply raised while it was told, None where the answer is at fault."""
+    cause = error.__context__
+    if not isinstance(error, httptools.HttpParserCallbackError) or not isinstance(cause, Exception):
+        return None
+    return None if isinstance(cause, _HeadTooLarge) else cause
 
 
 class UpstreamPool:

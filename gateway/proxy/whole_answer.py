@@ -14,6 +14,7 @@ class WholeAnswer:
     def __init__(self, loop: asyncio.AbstractEventLoop, *, bytes_max: int) -> None:
         """Wait for an answer; more than `bytes_max` of a body is none."""
         self.done: asyncio.Future[tuple[int, bytes]] = loop.create_future()
+        self._loop = loop
         self._bytes_max = bytes_max
         self._status = NO_ANSWER
         self._body = bytearray()
@@ -41,6 +42,13 @@ class WholeAnswer:
 
     def on_drained(self) -> None:
         """Nothing waits."""
+
+    def on_defect(self, error: Exception) -> None:
+        """Give nothing; the loop's handler tells what failed."""
+        self._loop.call_exception_handler(
+            {"message": "A vendor's answer could not be read", "exception": error}
+        )
+        self._end(NO_ANSWER, b"")
 
     def _end(self, status: int, body: bytes) -> None:
         if not self.done.done():

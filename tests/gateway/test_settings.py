@@ -35,6 +35,8 @@ def test_the_least_that_can_be_set_gives_the_defaults() -> None:
     assert settings.stream_total_seconds == 86_400
     assert settings.connections_per_worker == 16_384
     assert settings.connections_per_address is None
+    assert settings.calls_per_org is None
+    assert settings.hosts is None
     assert settings.vendor_hosts is None
     assert settings.cors_origins == ()
     assert settings.vault_keys == ()
@@ -59,6 +61,9 @@ def test_the_least_that_can_be_set_gives_the_defaults() -> None:
         ("KAIXU_CONNECTIONS_PER_WORKER", "10", "connections_per_worker", 10),
         ("KAIXU_CONNECTIONS_PER_ADDRESS", "64", "connections_per_address", 64),
         ("KAIXU_RATE_PER_ADDRESS", "600/1m", "rate_per_address", (600, 60)),
+        ("KAIXU_CALLS_PER_ORG", "500", "calls_per_org", 500),
+        ("KAIXU_HOSTS", "AI.example.com, ai:8443", "hosts",
+         frozenset({"ai.example.com", "ai:8443"})),
         ("KAIXU_CORS_ORIGINS", "https://a.example, http://b:80/", "cors_origins",
          ("https://a.example", "http://b:80")),
         ("KAIXU_VENDOR_HOSTS", "api.openai.com, [::1]:8000", "vendor_hosts",
@@ -95,6 +100,8 @@ def test_each_setting_is_read(name: str, text: str, attribute: str, value: objec
         ("KAIXU_RATE_PER_ADDRESS", "600"),
         ("KAIXU_RATE_PER_ADDRESS", "0/1m"),
         ("KAIXU_RATE_PER_ADDRESS", "600/1ms"),
+        ("KAIXU_CALLS_PER_ORG", "0"),
+        ("KAIXU_HOSTS", "*"),
         ("KAIXU_CORS_ORIGINS", "*"),
         ("KAIXU_VENDOR_HOSTS", "https://api.openai.com"),
         ("KAIXU_VAULT_KEY", "a b c"),

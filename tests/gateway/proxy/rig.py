@@ -276,7 +276,9 @@ class Rig:
             loop=loop,
             cors_origins=("https://ide.example",),
         )
-        self.lane = Lane(self.calls.handle, self.calls.refuse, loop=loop)
+        self.lane = Lane(
+            self.calls.handle, self.calls.refuse, loop=loop, on_defect=self.defects.append
+        )
         self.port = 0
 
     def target(self, kind: str, *, asks_usage: bool = False, path: str = "") -> Target:
@@ -330,6 +332,40 @@ class Rig:
         async with self.client() as client:
             client.send(self.request(path, body, **options))
             return await client.answer()
+
+
+@asynccontextmanager
+async def open_rig() -> AsyncIterator[Rig]:
+    """Serve a rig; at its end nothing may be open any more, and no defect have been told."""
+    made = Rig()
+    loop = asyncio.get_running_loop()
+    loop.set_exception_handler(
+        lambda _, about: made.defects.append(about.get("exception", RuntimeError(str(about))))
+    )
+    vendor = await asyncio.start_server(made.vendor.serve, "127.0.0.1", 0)
+    made.vendor.port = vendor.sockets[0].getsockname()[1]
+    server = await loop.create_server(made.lane.protocol, "127.0.0.1", 0, backlog=4096)
+    made.port = server.sockets[0].getsockname()[1]
+    made.targets = [
+        made.target("openai", path="/v1"),
+        made.target("anthropic"),
+        made.target("gemini"),
+    ]
+    try:
+        yield made
+    finally:
+        server.close()
+        vendor.close()
+        made.lane.abort_all()
+        made.pool.close()
+        await asyncio.gather(*made.lane.tasks, return_exceptions=True)
+        await made.vendor.ended()
+        async with asyncio.timeout(DEADLINE_SECONDS):
+            while made.lane.connections:  # noqa: ASYNC110 - the last ones say nothing
+                await asyncio.sleep(0)
+    assert made.defects == []
+    assert made.metrics.open == 0
+    assert made.live.count == 0
 
 
 class RawClient:

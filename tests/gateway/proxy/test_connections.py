@@ -1,6 +1,8 @@
 """What one answer leaves behind on the connections of both sides, and the next call on them."""
 
 import asyncio
+import contextlib
+import json
 import socket
 import struct
 from typing import Any
@@ -9,11 +11,18 @@ import pytest
 
 from gateway.errors import MonthlyLimitReached, TokenRevoked
 from gateway.proxy.body_budget import BodyBudget
+from gateway.proxy.client_connection import ClientConnection
 from gateway.proxy.exchange import Exchange
-from gateway.proxy.lane import ClientConnection
 from gateway.proxy.relay import Relay
-from tests.gateway.proxy.rig import DEADLINE_SECONDS, Rig
-from tests.gateway.proxy.test_calls import CHAT, answers, hangs, plain
+from tests.gateway.proxy.rig import DEADLINE_SECONDS, Rig, Script
+from tests.gateway.proxy.test_calls import (
+    CHAT,
+    OPENAI_STREAM,
+    answers,
+    hangs,
+    plain,
+    streams,
+)
 
 PATH = "/v1/chat/completions"
 WHOLE = {**CHAT, "stream": False}
@@ -190,3 +199,117 @@ async def test_nothing_is_begun_on_a_connection_that_is_being_closed(
             while rig.lane.connections:  # noqa: ASYNC110 - the last one says nothing
                 await asyncio.sleep(0)
     assert started == [PATH]
+
+
+# ---------------------------------------------------------------------------------------- defects
+
+
+PLAIN_ANSWER = answers(plain(200, {"a": 1}))
+CUT_SHORT = streams(OPENAI_STREAM[:200])
+
+
+DEFECTS = {
+    "head of a stream": ("on_head", hangs),
+    "head": ("on_head", PLAIN_ANSWER),
+    "piece of a stream": ("on_data", hangs),
+    "piece": ("on_data", PLAIN_ANSWER),
+    "write": ("on_read_done", hangs),
+    "end of a stream": ("on_end", CUT_SHORT),
+    "end": ("on_end", PLAIN_ANSWER),
+    "break": ("on_broken", answers(plain(200, {"a": 1})[:-1], then_close=True)),
+    "bad answer": ("on_broken", answers(b"junk")),
+}
+
+
+@pytest.mark.parametrize(("where", "script"), DEFECTS.values(), ids=DEFECTS)
+async def test_a_defect_in_an_answer_ends_its_call_and_is_told(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch, where: str, script: Script
+) -> None:
+    failure = RuntimeError("of a test")
+
+    def fails(self: Relay, *arguments: object, **options: object) -> None:
+        raise failure
+
+    rig.vendor.script = script
+    with monkeypatch.context() as patched:
+        patched.setattr(Relay, where, fails)
+        with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
+            answer = await rig.ask(PATH, CHAT)
+            assert not answer.clean or answer.headers["x-kaixu-reason"] == "internal"
+        row = await rig.lines.row()
+    assert (row["status"], row["reason"]) == ("interrupted", "internal")
+    assert rig.defects == [failure]
+    rig.defects.clear()
+    rig.vendor.script = answers(plain(200, {"a": 1}))
+    assert (await rig.ask(PATH, WHOLE)).status == 200  # and life goes on
+    assert len(rig.lines.rows) == 2
+
+
+async def test_a_defect_behind_the_end_of_a_call_is_told_too(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failure = RuntimeError("of a test")
+    told: list[dict[str, Any]] = []
+
+    def fails(self: Relay) -> None:
+        raise failure
+
+    asyncio.get_running_loop().set_exception_handler(lambda _, about: told.append(about))
+    monkeypatch.setattr(Relay, "on_read_done", fails)
+    rig.vendor.script = answers(plain(200, {"a": 1}))
+    answer = await rig.ask(PATH, WHOLE)
+    assert (answer.body, answer.clean) == (b'{"a": 1}', True)
+    assert [about["exception"] for about in told] == [failure]
+
+
+async def test_a_meter_that_fails_at_the_end_too_leaves_a_row_without_usage(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(self: object, *arguments: object, **options: object) -> None:
+        raise RuntimeError("of a test")
+
+    monkeypatch.setattr(Relay, "_close", fails)
+    rig.vendor.script = answers(plain(200, {"a": 1}))
+    with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
+        await rig.ask(PATH, WHOLE)
+    row = await rig.lines.row()
+    assert (row["status"], row["usage_source"]) == ("interrupted", "none")
+    [defect] = rig.defects
+    assert defect.__notes__
+    rig.defects.clear()
+
+
+async def test_a_defect_while_a_client_leaves_or_a_deadline_comes_is_told(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(self: object, *arguments: object, **options: object) -> None:
+        raise RuntimeError("of a test")
+
+    monkeypatch.setattr(Relay, "_close", fails)
+    rig.vendor.script = hangs
+    for leave in (True, False):
+        async with rig.client() as client:
+            client.send(rig.request(PATH, CHAT))
+            await client.until(b"{}}]}\n\n\r\n")
+            if leave:
+                client.leave()
+            else:
+                monkeypatch.setattr(rig.times, "idle_seconds", -1.0)
+                rig.calls.sweep()
+            assert (await rig.lines.row())["status"] == "interrupted"
+        async with asyncio.timeout(DEADLINE_SECONDS):
+            while not rig.defects:  # noqa: ASYNC110 - a list tells nobody
+                await asyncio.sleep(0.001)
+        rig.defects.clear()
+
+
+async def test_a_java_client_that_offers_http_2_is_served(rig: Rig) -> None:
+    """java.net.http sends this over plain http, with a body."""
+    rig.vendor.script = answers(plain(200, {"a": 1}))
+    offer = ["Connection: Upgrade, HTTP2-Settings", "Upgrade: h2c", "HTTP2-Settings: AAMAAABk"]
+    for _ in range(2):
+        answer = await rig.ask(PATH, WHOLE, headers=offer)
+        assert (answer.status, answer.body) == (200, b'{"a": 1}')
+    assert json.loads(rig.vendor.bodies[0]) == WHOLE
+    assert b"upgrade" not in rig.vendor.heads[0].lower()
+    assert b"http2-settings" not in rig.vendor.heads[0].lower()

@@ -21,7 +21,10 @@ from gateway.vendors.registry import FORMATS
 
 CALL_ID = "0199-call"
 KEY = b"sk-vendor-9f8/7+6=5<4>3&2'1\"0\\z"
-ARGUMENTS: dict[str, dict[str, Any]] = {"TooManyFailedLookups": {"wait_seconds": 1.0}}
+ARGUMENTS: dict[str, dict[str, Any]] = {
+    "TooManyFailedLookups": {"wait_seconds": 1.0},
+    "TooManyOpenCalls": {"calls_max": 3},
+}
 ALL_ERRORS = [
     one(**ARGUMENTS.get(one.__name__, {}))
     for one in vars(errors).values()

@@ -2,6 +2,7 @@
 it answers with the method, the path and the body that it was given."""
 
 import asyncio
+import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
@@ -9,14 +10,21 @@ import pytest
 
 from gateway.errors import BodyBudgetSpent, GatewayError, UpgradeRefused
 from gateway.limits import (
+    CLIENT_STALL_SECONDS_MAX,
     PIPELINED_REQUESTS_MAX,
     REQUEST_BODY_BYTES_MAX,
     REQUEST_HEAD_SECONDS_MAX,
     REQUEST_HEADERS_MAX,
 )
 from gateway.proxy.body_budget import BodyBudget
+from gateway.proxy.client_connection import (
+    LINGER_IDLE_SECONDS_MAX,
+    LINGER_SECONDS_MAX,
+    ClientConnection,
+)
+from gateway.proxy.client_peer import is_loopback
 from gateway.proxy.exchange import Exchange
-from gateway.proxy.lane import Lane, is_loopback
+from gateway.proxy.lane import Lane
 
 DEADLINE_SECONDS = 5.0
 
@@ -49,7 +57,13 @@ class House:
         self.answer: Callable[[Exchange], None] | None = None
         self.reads_body = True
         self.started = asyncio.Event()
-        self.lane = Lane(self.handle, self.refuse, loop=asyncio.get_running_loop())
+        self.defects: list[BaseException] = []
+        self.lane = Lane(
+            self.handle,
+            self.refuse,
+            loop=asyncio.get_running_loop(),
+            on_defect=self.defects.append,
+        )
         self.port = 0
 
     async def handle(self, exchange: Exchange) -> None:
@@ -184,6 +198,14 @@ BAD: list[tuple[str, bytes, bytes]] = [
     ("long headers", b"GET / HTTP/1.1\r\nHost: a\r\nX: " + b"y" * 40_000 + b"\r\n\r\n", b"431"),
     ("a head without end", b"GET / HTTP/1.1\r\nHost: a\r\nX: " + b"y" * 40_000, b"431"),
     ("long target", b"GET /" + b"y" * 9_000 + b" HTTP/1.1\r\nHost: a\r\n\r\n", b"414"),
+    ("CONNECT to a path", b"CONNECT /a HTTP/1.1\r\nHost: a\r\n\r\n", b"426"),
+    ("a port that is none", b"GET / HTTP/1.1\r\nHost: a:99999\r\n\r\n", b"400"),
+    ("two spaces after a blank line", b"\r\nGET  / HTTP/1.1\r\nHost: a\r\n\r\n", b"400"),
+    (
+        "h2c or WebSocket",
+        b"GET / HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: h2c, WebSocket\r\n\r\n",
+        b"426",
+    ),
     (
         "WebSocket",
         b"GET /v1/r HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n",
@@ -355,3 +377,217 @@ def test_loopback_is_known_in_every_form() -> None:
 
 def test_an_upgrade_has_its_own_status() -> None:
     assert UpgradeRefused.status == 426
+
+
+H2C = b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABk\r\n"
+BODIES = [
+    b"Content-Length: 6\r\n\r\nabcdef",
+    b"Transfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n3\r\ndef\r\n0\r\n\r\n",
+]
+
+
+@pytest.mark.parametrize("body", BODIES, ids=["length", "chunks"])
+@pytest.mark.parametrize("offer", [H2C, H2C.replace(b"h2c", b"TLS/1.0, foo/2")])
+async def test_an_offer_of_another_protocol_is_ignored(offer: bytes, body: bytes) -> None:
+    request = b"POST /a?b=c HTTP/1.1\r\n" + HOST + offer + body
+    last = b"GET /last HTTP/1.1\r\n" + HOST + CLOSE + b"\r\n"
+    for cut in range(1, len(request)):
+        async with house() as lane, connected(lane) as client:
+            client.send(request[:cut])
+            await asyncio.sleep(0)
+            client.send(request[cut:] + request + last)
+            await client.rest()
+        assert lane.seen == [(b"POST", "/a", b"b=c", b"abcdef")] * 2 + [(b"GET", "/last", b"", b"")]
+        assert all(name != b"upgrade" for one in lane.exchanges for name, _ in one.headers)
+        assert not lane.defects
+
+
+async def test_offers_of_another_protocol_are_bounded_as_other_requests() -> None:
+    ahead = (b"GET / HTTP/1.1\r\n" + HOST + H2C + b"\r\n") * (PIPELINED_REQUESTS_MAX + 5)
+    answer, lane = await answers(ahead)
+    assert answer.count(b"200 OK") == len(lane.seen) == PIPELINED_REQUESTS_MAX
+    assert answer.count(b"HTTP/1.1 400") == 1
+
+
+async def test_a_request_line_is_looked_at_however_it_is_cut() -> None:
+    request = b"GET /  HTTP/1.1\r\nHost: a\r\n\r\n"
+    for cut in range(1, len(request)):
+        async with house() as lane, connected(lane) as client:
+            client.send(request[:cut])
+            await asyncio.sleep(0.001)
+            client.send(request[cut:])
+            assert (await client.rest()).startswith(b"HTTP/1.1 400")
+        assert lane.seen == []
+
+
+CHUNKED = b"POST / HTTP/1.1\r\n" + HOST + b"Transfer-Encoding: chunked\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    "framing",
+    [
+        b"1;e=" + b"x" * 64 * 1024 + b"\r\na\r\n0\r\n\r\n",
+        b"1;e=" + b"x" * 10_000_000,
+        b"1\r\na\r\n0\r\nX: " + b"x" * 10_000_000,
+        b"1\r\na\r\n0\r\n" + b"a:b\r\n" * 10_000 + b"\r\n",
+        b"1\r\na\r\n0\r\n" + b"a:b\r\n" * 65 + b"\r\n",
+    ],
+    ids=["extension", "endless extension", "endless trailer", "10,000 trailers", "65 trailers"],
+)
+async def test_framing_without_a_bound_is_refused(framing: bytes) -> None:
+    answer, lane = await answers(CHUNKED + framing)
+    assert answer.startswith((b"HTTP/1.1 400", b"HTTP/1.1 431"))
+    assert lane.seen == []
+
+
+async def test_a_million_chunks_of_one_byte_are_a_body() -> None:
+    request = CHUNKED.replace(b"\r\n\r\n", b"\r\n" + CLOSE + b"\r\n", 1)
+    answer, lane = await answers(request + b"1\r\nx\r\n" * 100_000 + b"0\r\n\r\n")
+    assert answer.startswith(b"HTTP/1.1 200")
+    assert [len(body) for _, _, _, body in lane.seen] == [100_000]
+
+
+async def test_only_the_names_that_the_gateway_has_are_served() -> None:
+    async with house() as lane:
+        lane.lane.hosts = frozenset({b"ai.example", b"10.0.0.1:8080"})
+        for host, status in [
+            (b"ai.example", b"200"),
+            (b"AI.Example:8443", b"200"),
+            (b"10.0.0.1:8080", b"200"),
+            (b"10.0.0.1", b"421"),
+            (b"10.0.0.1:80", b"421"),
+            (b"other.example", b"421"),
+        ]:
+            async with connected(lane) as client:
+                client.send(b"GET / HTTP/1.1\r\n" + CLOSE + b"Host: " + host + b"\r\n\r\n")
+                assert (await client.rest()).startswith(b"HTTP/1.1 " + status), host
+        async with connected(lane) as client:
+            client.send(b"GET / HTTP/1.0\r\n\r\n")
+            assert (await client.rest()).startswith(b"HTTP/1.1 421")
+
+
+async def test_a_defect_behind_the_parser_is_told_and_no_fault_of_the_client() -> None:
+    async with house() as lane, connected(lane) as client:
+        failure = RuntimeError("of a test")
+
+        def fails(exchange: Exchange) -> None:
+            raise failure
+
+        lane.lane.start = fails  # type: ignore[method-assign]
+        client.send(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+        async with asyncio.timeout(DEADLINE_SECONDS):
+            while not lane.defects:  # noqa: ASYNC110 - a list tells nobody
+                await asyncio.sleep(0.001)
+        assert lane.defects == [failure]
+
+
+# --------------------------------------------------------------------------- how connections end
+
+
+@pytest.mark.parametrize(
+    ("head", "status"),
+    [
+        (b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 99999999999\r\n\r\n", b"413"),
+        (b"POST  / HTTP/1.1\r\nHost: a\r\nContent-Length: 99999999999\r\n\r\n", b"400"),
+        (CHUNKED + b"zz\r\n", b"400"),
+    ],
+    ids=["too large", "bad head", "bad chunk"],
+)
+async def test_a_client_that_goes_on_sending_gets_its_refusal(head: bytes, status: bytes) -> None:
+    """It reads only when it has sent all: nothing may have reset its connection until then."""
+    async with house() as lane:
+        reader, writer = await asyncio.open_connection("127.0.0.1", lane.port)
+        writer.write(head)
+        for _ in range(40):
+            writer.write(bytes(1024 * 1024))
+            async with asyncio.timeout(DEADLINE_SECONDS):
+                await writer.drain()
+        async with asyncio.timeout(DEADLINE_SECONDS):
+            assert (await reader.read()).startswith(b"HTTP/1.1 " + status)
+        writer.transport.abort()
+
+
+async def refused_and_open(lane: House, client: Client) -> ClientConnection:
+    """Return a connection whose refusal was read, and which the client keeps open."""
+    client.send(b"GET  / HTTP/1.1\r\n\r\n")
+    assert (await client.rest()).startswith(b"HTTP/1.1 400")
+    [connection] = lane.lane.connections
+    return connection
+
+
+async def gone(lane: House) -> None:
+    async with asyncio.timeout(DEADLINE_SECONDS):
+        while lane.lane.connections:  # noqa: ASYNC110 - the last one says nothing
+            await asyncio.sleep(0.001)
+
+
+async def test_a_refused_client_that_falls_silent_is_not_waited_for() -> None:
+    async with house() as lane, connected(lane) as client:
+        connection = await refused_and_open(lane, client)
+        now = asyncio.get_running_loop().time()
+        connection.sweep(now + LINGER_IDLE_SECONDS_MAX - 1)
+        assert lane.lane.connections
+        connection.sweep(now + LINGER_IDLE_SECONDS_MAX + 1)
+        await gone(lane)
+
+
+async def test_a_refused_client_may_not_send_for_ever() -> None:
+    async with house() as lane, connected(lane) as client:
+        connection = await refused_and_open(lane, client)
+        connection._since = (
+            asyncio.get_running_loop().time() + LINGER_SECONDS_MAX + 1
+        )  # it has sent
+        connection.sweep(connection._since)
+        await gone(lane)
+
+
+def large_answer(exchange: Exchange) -> None:
+    exchange.begin(200, b"OK", [], length=16_000_000, no_body=False)
+    exchange.send(bytes(16_000_000))
+    exchange.flush()
+
+
+async def behind(lane: House, client: Client) -> ClientConnection:
+    """Return a connection of which more waits for the client than may."""
+    lane.answer = large_answer
+    client.reader._transport.pause_reading()  # type: ignore[attr-defined]
+    client.send(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+    async with asyncio.timeout(DEADLINE_SECONDS):
+        while not any(one.is_behind for one in lane.lane.connections):  # noqa: ASYNC110 - no event
+            await asyncio.sleep(0.001)
+    [connection] = lane.lane.connections
+    return connection
+
+
+async def test_a_client_that_takes_nothing_is_cut() -> None:
+    async with house() as lane, connected(lane) as client:
+        connection = await behind(lane, client)
+        await asyncio.sleep(0.05)  # for the kernel to take what it takes
+        now = asyncio.get_running_loop().time()
+        connection.sweep(now)
+        connection.sweep(now + CLIENT_STALL_SECONDS_MAX - 1)
+        assert not connection._transport.is_closing()  # type: ignore[union-attr]
+        connection.sweep(now + CLIENT_STALL_SECONDS_MAX + 1)
+        await gone(lane)
+
+
+async def test_a_client_that_takes_slowly_but_steadily_is_not_cut() -> None:
+    async with house() as lane:
+        slow = socket.socket()
+        slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2**16)  # so that it tells each step
+        slow.connect(("127.0.0.1", lane.port))
+        reader, writer = await asyncio.open_connection(sock=slow, limit=2**14)
+        connection = await behind(lane, Client(reader, writer))
+        now = asyncio.get_running_loop().time()
+        writer.transport.resume_reading()  # type: ignore[attr-defined]
+        took = 0
+        for _ in range(40):
+            async with asyncio.timeout(DEADLINE_SECONDS):
+                took += len(await reader.readexactly(200_000))
+            await asyncio.sleep(0.002)
+            now += CLIENT_STALL_SECONDS_MAX - 1
+            connection.sweep(now)
+        assert took == 8_000_000
+        assert connection.is_behind
+        assert connection in lane.lane.connections
+        writer.transport.abort()

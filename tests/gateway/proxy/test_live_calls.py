@@ -3,7 +3,7 @@
 import pytest
 
 from gateway.auth.caller import Caller
-from gateway.errors import Draining, GatewayError, TokenRevoked
+from gateway.errors import Draining, GatewayError, TokenRevoked, TooManyOpenCalls
 from gateway.proxy import live_calls
 from gateway.proxy.live_calls import LiveCalls
 
@@ -140,3 +140,31 @@ def test_a_call_may_end_while_the_open_calls_are_gone_over(calls: LiveCalls) -> 
     for call in calls:
         calls.unregister(call)
     assert calls.count == 0
+
+
+def test_one_org_has_no_more_calls_open_than_it_may() -> None:
+    calls = LiveCalls(on_cut_failed=lambda _: None, calls_per_org_max=2)
+    first = Call(calls, caller())
+    Call(calls, caller("other token"))
+    with pytest.raises(TooManyOpenCalls) as refused:
+        Call(calls, caller())
+    assert refused.value.headers["x-kaixu-limit"] == "2"
+    Call(calls, caller(org_id="other org"))
+    calls.unregister(first)
+    calls.unregister(first)
+    Call(calls, caller())
+    with pytest.raises(TooManyOpenCalls):
+        Call(calls, caller("third token"))
+    assert calls.count == 3
+
+
+def test_a_call_that_was_not_taken_in_gives_nothing_back() -> None:
+    calls = LiveCalls(on_cut_failed=lambda _: None, calls_per_org_max=1)
+    held = Call(calls, caller())
+    refused = Call.__new__(Call)
+    refused.caller = held.caller
+    with pytest.raises(TooManyOpenCalls):
+        calls.register(refused)
+    calls.unregister(refused)
+    with pytest.raises(TooManyOpenCalls):
+        calls.register(refused)

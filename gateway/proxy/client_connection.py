@@ -1,0 +1,470 @@
+"""One client's connection: what it sends is parsed into exchanges, what they answer is written.
+
+One exchange is answered at a time; what was sent ahead waits. From the answer's head on, bytes are
+written by plain calls, without a task or a queue in between. What breaks HTTP ends the connection:
+behind it requests can't be told apart. The end is told before it is made: the gateway says that it
+has ended its side, and reads on for a while, since a client that still sends would lose the answer
+in a reset.
+"""
+
+import asyncio
+from collections import deque
+from typing import Final, Protocol, cast
+
+import httptools
+
+from gateway.errors import (
+    BodyTooLarge,
+    GatewayError,
+    HeadTooLarge,
+    RequestInvalid,
+    RequestTooSlow,
+    TargetTooLong,
+)
+from gateway.limits import (
+    CLIENT_STALL_SECONDS_MAX,
+    KEEP_ALIVE_SECONDS,
+    PIPELINED_REQUESTS_MAX,
+    READ_AT_ONCE_BYTES,
+    REQUEST_BODY_BYTES_MAX,
+    REQUEST_BODY_BYTES_PER_SECOND_MIN,
+    REQUEST_HEAD_BYTES_MAX,
+    REQUEST_HEAD_SECONDS_MAX,
+    REQUEST_HEADERS_MAX,
+    REQUEST_LINE_BYTES_MAX,
+    WRITE_BUFFER_BYTES_MAX,
+)
+from gateway.proxy.body_budget import BodyBudget
+from gateway.proxy.client_peer import is_loopback, untaken_bytes
+from gateway.proxy.exchange import Exchange, Headers
+from gateway.proxy.request_head import (
+    check_head,
+    has_too_many_spaces,
+    is_path,
+    without_upgrade,
+)
+
+BODY_GRACE_SECONDS: Final = 10.0  # before the floor on a body's speed holds
+LINGER_SECONDS_MAX: Final = 30.0  # what comes behind a refusal is read on, so that it is not lost
+LINGER_IDLE_SECONDS_MAX: Final = 5.0  # or until the client has been silent for so long
+PARSED_BYTES_MAX: Final = 16 * 1024  # at once; between two pieces, bounds are looked at
+FRAMING_BYTES_MAX: Final = 16 * 1024  # of a body in chunks, without a byte of the body itself
+
+_END_OF_LINE: Final = b"\r\n"
+
+
+class Owner(Protocol):
+    """What a connection asks of the lane that it is part of."""
+
+    loop: asyncio.AbstractEventLoop
+    budget: BodyBudget
+    hosts: frozenset[bytes] | None
+    draining: bool
+
+    def admit(self, connection: "ClientConnection") -> bool:
+        """Take a new connection in, unless there are too many."""
+        ...
+
+    def forget(self, connection: "ClientConnection") -> None:
+        """Let a connection go that was lost."""
+
+    def start(self, exchange: Exchange) -> None:
+        """Start the task that answers an exchange."""
+
+    def refuse(self, exchange: Exchange, error: GatewayError) -> None:
+        """Answer with an error."""
+
+    def on_protocol_error(self) -> None:
+        """Count a client that broke the rules."""
+
+    def on_defect(self, error: BaseException) -> None:
+        """Tell what must not happen."""
+
+
+class ClientConnection(asyncio.Protocol):
+    """One client's connection."""
+
+    def __init__(self, lane: Owner) -> None:
+        """Take the lane that it is part of."""
+        self._lane = lane
+        self.budget = lane.budget
+        self.address = ""
+        self.body_holders: tuple[str, ...] = ()
+        self._transport: asyncio.Transport | None = None
+        self._parser = httptools.HttpRequestParser(self)
+        self._waiting: deque[Exchange] = deque()  # the first is being answered
+        self._reading: Exchange | None = None  # whose body is being read
+        self._line: bytes | None = None  # what came of the request line that began a read
+        self._target = b""
+        self._headers: Headers = []
+        self._plain_head = b""  # to be parsed in place of one that offered another protocol
+        self._refused_headers: Headers = []
+        self._head_bytes = 0  # read while no head was whole
+        self._header_bytes = 0  # in headers and trailers
+        self._headers_count = 0
+        self._head_whole = True
+        self._stopped = False  # what comes is dropped
+        self._refused: GatewayError | None = None  # to be answered after what came before it
+        self._closing = False
+        self._since = lane.loop.time()  # of the present wait: for a head, a body, a request
+        self._body_bytes = 0
+        self._framing_bytes = 0  # since the last byte of a body
+        self._lingering_since: float | None = None
+        self._behind = False
+        self._untaken = 0  # bytes that waited for the client when they were last looked at
+        self._took_at = 0.0  # when there were fewer of them than before
+
+    # asyncio.Protocol
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Take the transport, or close it where there are too many."""
+        self._transport = cast("asyncio.Transport", transport)
+        peer = transport.get_extra_info("peername")
+        self.address = peer[0] if isinstance(peer, tuple) else "local"
+        if not is_loopback(self.address):
+            self.body_holders = ("address:" + self.address,)
+        if not self._lane.admit(self):
+            self._transport.abort()
+            return
+        self._transport.set_write_buffer_limits(high=WRITE_BUFFER_BYTES_MAX)
+
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - asyncio's name
+        """Tell the exchange that is being answered, drop the others."""
+        self._transport = None
+        self._lane.forget(self)
+        waiting, self._waiting = self._waiting, deque()
+        for exchange in waiting:
+            exchange.release_body()
+            if exchange.answered:
+                continue
+            exchange.answered = True
+            if exchange.sink is not None:
+                exchange.sink.on_client_gone()
+            elif exchange.task is not None:
+                exchange.task.cancel()
+
+    def data_received(self, data: bytes) -> None:
+        """Parse one read, in pieces where it is large."""
+        if len(data) <= PARSED_BYTES_MAX:
+            self._take(data)
+            return
+        if len(data) >= READ_AT_ONCE_BYTES:
+            self._let_others_read()
+        for at in range(0, len(data), PARSED_BYTES_MAX):
+            self._take(data[at : at + PARSED_BYTES_MAX])
+
+    def _let_others_read(self) -> None:
+        """Read on in the loop's next round: it would stay with a fast client for many reads."""
+        if self._transport is not None:
+            self._transport.pause_reading()
+            self._lane.loop.call_soon(self._read_on)
+
+    def _read_on(self) -> None:
+        if self._transport is not None:
+            self._transport.resume_reading()
+
+    def _take(self, data: bytes) -> None:
+        """Parse a piece of what was read."""
+        if self._lingering_since is not None:
+            self._since = self._lane.loop.time()
+        if self._stopped or self._closing:
+            return
+        if self._head_whole and self._reading is None:
+            self._begin_head()
+        if not self._head_whole:
+            self._head_bytes += len(data)
+            if self._line is not None and not self._is_line_plain(data):
+                self._refuse(RequestInvalid())
+                return
+        reading, body_bytes = self._reading, self._body_bytes
+        try:
+            self._parse(data)
+        except httptools.HttpParserCallbackError as error:
+            self._refuse(self._cause_of(error))
+        except httptools.HttpParserError:
+            self._refuse(RequestInvalid())
+        else:
+            if not self._head_whole and self._head_bytes > REQUEST_HEAD_BYTES_MAX:
+                self._refuse(HeadTooLarge())
+            elif reading is not None:
+                self._check_framing(reading, body_bytes, len(data))
+
+    def _begin_head(self) -> None:
+        """A head begins with this read."""
+        self._head_whole = False
+        self._head_bytes = 0
+        self._since = self._lane.loop.time()
+        self._line = b""
+
+    def _cause_of(self, error: BaseException) -> GatewayError:
+        """Return what one of our own callbacks refused, or a defect of theirs, which is told."""
+        cause = error.__context__
+        if isinstance(cause, GatewayError):
+            return cause
+        self._lane.on_defect(cause or error)
+        return GatewayError()
+
+    def _parse(self, data: bytes) -> None:
+        while True:
+            try:
+                self._parser.feed_data(data)
+                return
+            except httptools.HttpParserUpgrade as pause:
+                data = data[pause.args[0] :]
+            # The parser leaves the body to the other protocol. The offer is declined: another
+            # parser takes the same head without it, then what comes behind.
+            if self._closing:
+                return
+            self._parser = httptools.HttpRequestParser(self)
+            self._parser.feed_data(self._plain_head)
+
+    def _is_line_plain(self, data: bytes) -> bool:
+        """Return False for a request line that has too many spaces; it may come in pieces."""
+        assert self._line is not None
+        line = (self._line + data).lstrip(_END_OF_LINE)
+        end = line.find(_END_OF_LINE)
+        self._line = line if end < 0 else None
+        return not has_too_many_spaces(line if end < 0 else line[:end])
+
+    def _check_framing(self, reading: Exchange, body_bytes: int, size: int) -> None:
+        """Refuse a body of which nothing comes but extensions of chunks, or trailers."""
+        if self._reading is not reading or self._body_bytes != body_bytes:
+            self._framing_bytes = 0
+            return
+        self._framing_bytes += size
+        if self._framing_bytes > FRAMING_BYTES_MAX:
+            self._refuse(RequestInvalid("The request's chunks are more framing than body."))
+
+    def eof_received(self) -> bool:
+        """Close: a client that ends its side has left."""
+        return False
+
+    def pause_writing(self) -> None:
+        """The client is behind."""
+        self._behind = True
+        self._watch_client()
+        if self._waiting and self._waiting[0].sink is not None:
+            self._waiting[0].sink.on_client_behind()
+
+    def resume_writing(self) -> None:
+        """The client has caught up."""
+        self._behind = False
+        if self._waiting and self._waiting[0].sink is not None:
+            self._waiting[0].sink.on_client_ready()
+
+    # httptools callbacks
+
+    def on_message_begin(self) -> None:
+        """A request begins; it may be one that was sent ahead, in the read of the one before."""
+        if self._head_whole:
+            self._head_bytes = 0
+        self._header_bytes = 0
+        self._headers_count = 0
+        self._target = b""
+        self._headers = []
+        self._head_whole = False
+
+    def on_url(self, url: bytes) -> None:
+        """Take a piece of the target."""
+        self._target += url
+        if len(self._target) > REQUEST_LINE_BYTES_MAX:
+            raise TargetTooLong
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Take a header; one that comes after the head is a trailer, and dropped."""
+        self._header_bytes += len(name) + len(value)
+        self._headers_count += 1
+        if self._header_bytes > REQUEST_HEAD_BYTES_MAX or self._headers_count > REQUEST_HEADERS_MAX:
+            raise HeadTooLarge
+        if self._reading is None:
+            self._headers.append((name.lower(), value))
+
+    def on_headers_complete(self) -> None:
+        """Make the exchange; not for what was sent ahead on a connection that is being closed."""
+        self._head_whole = True
+        self._line = None
+        if self._closing:
+            return
+        self._head_bytes = 0
+        self._headers_count = 0  # trailers are counted anew
+        method = self._parser.get_method()
+        version = self._parser.get_http_version()
+        headers, self._headers = self._headers, []
+        check_head(version=version, target=self._target, headers=headers, hosts=self._lane.hosts)
+        if self._parser.should_upgrade():
+            self._refused_headers = headers
+            self._plain_head = without_upgrade(
+                method=method, version=version, target=self._target, headers=headers
+            )
+            return
+        if len(self._waiting) >= PIPELINED_REQUESTS_MAX:
+            raise RequestInvalid("Too many requests were sent ahead on this connection.")
+        exchange = Exchange(self, method=method, target=self._target, headers=headers)
+        exchange.is_http10 = version == "1.0"
+        exchange.keep_alive = (
+            self._parser.should_keep_alive() and not exchange.is_http10 and not self._lane.draining
+        )
+        exchange.expects_continue = any(
+            name == b"expect" and value.lower() == b"100-continue" for name, value in headers
+        )
+        if any(
+            name == b"content-length" and int(value) > REQUEST_BODY_BYTES_MAX
+            for name, value in headers
+        ):
+            exchange.fail_body(BodyTooLarge())
+        self._reading = exchange
+        self._since = self._lane.loop.time()
+        self._body_bytes = 0
+        self._framing_bytes = 0
+        self._waiting.append(exchange)
+        if len(self._waiting) == 1:
+            self._lane.start(exchange)
+
+    def on_body(self, body: bytes) -> None:
+        """Take a piece of the body."""
+        if self._reading is not None:
+            self._body_bytes += len(body)
+            self._reading.feed_body(body)
+
+    def on_message_complete(self) -> None:
+        """The request is whole."""
+        exchange, self._reading = self._reading, None
+        if exchange is None:
+            return
+        exchange.end_body()
+        if exchange.answered and not exchange.keep_alive:
+            self._close()
+
+    # for exchanges
+
+    def write(self, data: bytes) -> None:
+        """Write, if the client is still there."""
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.write(data)
+
+    @property
+    def draining(self) -> bool:
+        """Whether this connection ends with the present answer."""
+        return self._lane.draining
+
+    @property
+    def is_behind(self) -> bool:
+        """Whether more waits for the client than may."""
+        return self._behind
+
+    def unsent_bytes(self) -> int:
+        """Return how many bytes wait for the client."""
+        return self._transport.get_write_buffer_size() if self._transport is not None else 0
+
+    def on_answered(self, exchange: Exchange) -> None:
+        """Go on with the next request, or close."""
+        if self._waiting and self._waiting[0] is exchange:
+            self._waiting.popleft()
+        self._since = self._lane.loop.time()
+        if self._closing:
+            return
+        if self._refused is not None and exchange.keep_alive and not self._waiting:
+            self._answer_refused(self._refused)
+        elif not exchange.keep_alive or (self._lane.draining and not self._waiting):
+            if exchange.body_whole and self._refused is None:
+                self._close()
+            else:
+                self._linger()
+        elif self._waiting:
+            self._lane.start(self._waiting[0])
+
+    def abort(self) -> None:
+        """Break the connection."""
+        if self._transport is not None:
+            self._transport.abort()
+
+    # deadlines
+
+    def close_if_idle(self) -> None:
+        """Close, if no request is being read or answered."""
+        if not self._waiting and self._reading is None and self._head_whole:
+            self._close()
+
+    def sweep(self, now: float) -> None:
+        """Close or refuse what is over a deadline."""
+        if (self._behind or self._closing) and self._is_stalled(now):
+            self.abort()
+        elif self._closing:
+            return
+        elif self._lingering_since is not None:
+            self._sweep_lingering(self._lingering_since, now)
+        elif self._reading is not None:
+            self._sweep_body(self._reading, now)
+        elif not self._head_whole:
+            if now - self._since > REQUEST_HEAD_SECONDS_MAX:
+                self._refuse(RequestTooSlow())
+        elif not self._waiting and now - self._since > KEEP_ALIVE_SECONDS:
+            self._close()
+
+    def _watch_client(self) -> None:
+        """From now on the client has to take what waits for it."""
+        self._untaken = untaken_bytes(self._transport)
+        self._took_at = self._lane.loop.time()
+
+    def _is_stalled(self, now: float) -> bool:
+        """Return whether the client took nothing for too long. Slowly but steadily is no stall."""
+        untaken = untaken_bytes(self._transport)
+        if untaken < self._untaken:
+            self._took_at = now
+        self._untaken = untaken
+        return now - self._took_at > CLIENT_STALL_SECONDS_MAX
+
+    def _sweep_body(self, exchange: Exchange, now: float) -> None:
+        elapsed = now - self._since
+        if (
+            elapsed > BODY_GRACE_SECONDS
+            and self._body_bytes < elapsed * REQUEST_BODY_BYTES_PER_SECOND_MIN
+            and exchange.body_error is None
+        ):
+            exchange.fail_body(RequestTooSlow())
+
+    def _sweep_lingering(self, lingering_since: float, now: float) -> None:
+        """Give up on a client that goes on sending, or does nothing any more."""
+        is_silent = now - self._since > LINGER_IDLE_SECONDS_MAX
+        if now - lingering_since > LINGER_SECONDS_MAX or (is_silent and not self.unsent_bytes()):
+            self._close()
+
+    def _refuse(self, error: GatewayError) -> None:
+        """Stop reading: what follows can't be told apart. Earlier requests are answered first."""
+        self._lane.on_protocol_error()
+        self._stopped = True
+        self._head_whole = True
+        exchange, self._reading = self._reading, None
+        if exchange is not None:  # its body is broken
+            exchange.keep_alive = False
+            if exchange.answered:
+                self._linger()
+            else:
+                exchange.fail_body(error)
+            return
+        self._refused = error
+        if not self._waiting:
+            self._answer_refused(error)
+
+    def _answer_refused(self, error: GatewayError) -> None:
+        target = self._target if is_path(self._target) else b"/"
+        exchange = Exchange(self, method=b"GET", target=target, headers=self._refused_headers)
+        exchange.body_whole = True
+        exchange.keep_alive = False
+        self._lane.refuse(exchange, error)  # and `on_answered` does the rest
+
+    def _linger(self) -> None:
+        """End our side and read on for a while, so that the answer is not lost in a reset."""
+        if self._lingering_since is None:
+            self._lingering_since = self._since = self._lane.loop.time()
+            if self._transport is not None and self._transport.can_write_eof():
+                try:
+                    self._transport.write_eof()
+                except OSError:  # it is reset already, which is yet to be told
+                    self._transport.abort()
+
+    def _close(self) -> None:
+        self._closing = True
+        self._watch_client()
+        if self._transport is not None:
+            self._transport.close()

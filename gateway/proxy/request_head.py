@@ -1,0 +1,83 @@
+"""What a request's head has to be, beyond what the parser asks of it. Nothing is mended: refused.
+
+The parser is strict about bytes, lengths and chunks. What it lets pass and another server might
+read in another way is refused here, so that nobody in front of the gateway or behind it sees
+another request than the gateway does.
+"""
+
+import re
+from typing import Final
+
+from gateway.errors import Misdirected, RequestInvalid, UpgradeRefused, VersionNotSupported
+from gateway.proxy.exchange import Headers
+
+REQUEST_LINE_SPACES: Final = 2
+PORT_MAX: Final = 65_535
+
+_HOST: Final = re.compile(
+    rb"(?P<name>[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(?::(?P<port>[0-9]{1,5}))?"
+)
+_TARGET: Final = re.compile(rb"/[\x21-\x7e]*")
+_WEBSOCKET: Final = b"websocket"
+
+
+def check_head(
+    *, version: str, target: bytes, headers: Headers, hosts: frozenset[bytes] | None
+) -> None:
+    """Raise RequestInvalid where the parser is lax; header names are in lower case.
+
+    `hosts`: the names, as `host` or `host:port` in lower case, that the gateway is called by;
+    another is Misdirected. None: any.
+    """
+    if version not in ("1.1", "1.0"):
+        raise VersionNotSupported
+    if not is_path(target):
+        raise RequestInvalid("The request's target is not a path.")
+    named: list[bytes] = []
+    for name, value in headers:
+        if name == b"host":
+            named.append(_checked_host(value))
+        elif name == b"transfer-encoding" and (
+            version == "1.0" or value.strip().lower() != b"chunked"
+        ):
+            raise RequestInvalid("The Transfer-Encoding is not chunked alone.")
+    if len(named) > 1 or (not named and version == "1.1"):
+        raise RequestInvalid("There is not one Host header.")
+    if hosts is not None and not any(_is_among(host, hosts) for host in named):
+        raise Misdirected
+
+
+def is_path(target: bytes) -> bool:
+    """Return whether a target is in origin form."""
+    return _TARGET.fullmatch(target) is not None
+
+
+def has_too_many_spaces(line: bytes) -> bool:
+    """Return whether a request line has more than the two spaces that part it."""
+    return line.count(b" ") > REQUEST_LINE_SPACES
+
+
+def without_upgrade(*, method: bytes, version: str, target: bytes, headers: Headers) -> bytes:
+    """Return a head whose offer to go on in another protocol is taken out, which may be ignored.
+
+    Raises UpgradeRefused for a tunnel and a WebSocket: who asks for these can't go on in HTTP.
+    """
+    offered = [value.lower() for name, value in headers if name == b"upgrade"]
+    if method == b"CONNECT" or any(_WEBSOCKET in value for value in offered):
+        raise UpgradeRefused
+    lines = [b"%b %b HTTP/%b" % (method, target, version.encode())]
+    lines += [b": ".join(header) for header in headers if header[0] != b"upgrade"]
+    return b"\r\n".join((*lines, b"", b""))
+
+
+def _checked_host(value: bytes) -> bytes:
+    """Return a Host in lower case."""
+    parts = _HOST.fullmatch(value)
+    if parts is None or int(parts["port"] or 0) > PORT_MAX:
+        raise RequestInvalid("The Host header is not a name and a port.")
+    return value.lower()
+
+
+def _is_among(host: bytes, hosts: frozenset[bytes]) -> bool:
+    parts = _HOST.fullmatch(host)
+    return host in hosts or (parts is not None and parts["name"] in hosts)
