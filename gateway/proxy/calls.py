@@ -6,7 +6,7 @@ loop. The answer's way back is `relay.py`; how bytes reach clients is `lane.py`.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import Final, Protocol
@@ -14,30 +14,31 @@ from typing import Final, Protocol
 from gateway.auth.authenticate import token_candidates
 from gateway.auth.caller import Caller, Subject
 from gateway.errors import (
-    BodyInvalid,
     DatabaseAway,
     Draining,
     GatewayError,
-    ModelNotAllowed,
     ScopeNotAllowed,
     TokenMissing,
     VendorBroke,
 )
-from gateway.proxy import body as bodies
 from gateway.proxy.call_record import CallRecord, RecordKeeper, Status, header_text
-from gateway.proxy.endpoints import Endpoint, Match, find, guess_wire, in_format
+from gateway.proxy.endpoints import Match, find, guess_wire, in_format
 from gateway.proxy.error_responses import error_response
 from gateway.proxy.exchange import Exchange
-from gateway.proxy.headers import upstream_headers, upstream_query
 from gateway.proxy.live_calls import LiveCalls
 from gateway.proxy.model_list import ModelDirectory
+from gateway.proxy.preparation import (
+    BeforeCall,
+    Preparation,
+    Request,
+    header_of,
+    request_head,
+)
 from gateway.proxy.relay import Outcome, Relay, RelayTimes
-from gateway.proxy.routing import Route, RoutingTable, Target
-from gateway.proxy.stored_objects import check_names_none
+from gateway.proxy.routing import RoutingTable, Target
 from gateway.proxy.upstream import Origin, UpstreamConnection, UpstreamPool
 
 ATTEMPTS_MAX: Final = 2  # the second only when a reused connection died before any byte
-HOOK_SECONDS_MAX: Final = 1.0  # for whoever looks at calls before they go
 
 _SESSION_HEADERS: Final = frozenset(
     (b"x-claude-code-session-id", b"session-id", b"x-session-id", b"x-session-affinity")
@@ -94,19 +95,6 @@ class CallMetrics(Protocol):
         """Count its end."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CallFacts:
-    """What a hook is told about a call; never its body's text, which comes beside it."""
-
-    call_id: str
-    caller: Caller
-    endpoint: str
-    vendor: str
-    model: str | None
-    stream: bool
-
-
-BeforeCall = Callable[[CallFacts, bytes], Awaitable[None]]
 OnRefusal = Callable[[GatewayError, Caller | None], None]
 OnDefect = Callable[[str, BaseException], None]
 
@@ -178,7 +166,7 @@ class Calls:
         self._times = times
         self._loop = loop
         self._cors_origins = frozenset(origin.encode() for origin in cors_origins)
-        self._before_call = before_call
+        self._preparation = Preparation(routing=routing, before_call=before_call)
         self._relays: set[Relay] = set()
         self.draining = False
 
@@ -201,7 +189,10 @@ class Calls:
             if match.endpoint.is_own:
                 self._answer_models(call, match)
             else:
-                await self._dispatch(call, await self._prepare(call, match))
+                request = await self._preparation.prepare(
+                    exchange, match, caller=caller, call_id=call_id
+                )
+                await self._dispatch(call, request)
         except GatewayError as error:
             self.refuse(exchange, error, call_id=call_id, caller=call.caller if call else None)
         except asyncio.CancelledError:
@@ -251,12 +242,12 @@ class Calls:
 
     def _is_preflight(self, exchange: Exchange) -> bool:
         """Let pages of configured origins read answers; return whether one only asks if it may."""
-        origin = _header(exchange, b"origin")
+        origin = header_of(exchange, b"origin")
         if origin not in self._cors_origins:
             return False
         exchange.cors_origin = origin
         return exchange.method == b"OPTIONS" and (
-            _header(exchange, b"access-control-request-method") is not None
+            header_of(exchange, b"access-control-request-method") is not None
         )
 
     # who
@@ -313,66 +304,7 @@ class Calls:
 
     # where, and on
 
-    async def _prepare(self, call: Call, match: Match) -> "_Request":
-        """Return what goes to whom. The client's body is held by nothing else from here on."""
-        endpoint, exchange, caller = match.endpoint, call.exchange, call.caller
-        body = await exchange.read_body(org_id=caller.org_id)
-        bodies.check_content_type(_header(exchange, b"content-type") or b"")
-        encoding = _header(exchange, b"content-encoding")
-        fields = bodies.read_deciding_fields(
-            body, content_encoding=encoding, model_required=_has_to_name_model(endpoint, caller)
-        )
-        check_names_none(fields.text, has_items=endpoint.has_items)
-        model = fields.model
-        if match.model_in_path is not None:
-            bodies.check_same_model(fields, match.model_in_path)
-            model = match.model_in_path
-        if model is not None and not caller.may_use(model):
-            raise ModelNotAllowed(param="model")
-        if caller.has_model_list and (
-            fields.fallback_models is None or not all(map(caller.may_use, fields.fallback_models))
-        ):
-            raise ModelNotAllowed(param="models")
-        if fields.background:
-            raise BodyInvalid(
-                "An answer that is fetched later can't be metered yet. Leave out 'background'.",
-                param="background",
-            )
-        route = self._routing().route(
-            wire_name=endpoint.wire.name, vendor=match.vendor, model=model
-        )
-        stream = fields.stream if fields.says_stream else endpoint.streams_by_default
-        stream = stream or endpoint.always_streams
-        sent = _edited(
-            body,
-            fields,
-            route=route,
-            endpoint=endpoint,
-            stream=stream,
-            is_compressed=encoding is not None,
-        )
-        target = route.targets[0]
-        if self._before_call is not None:
-            facts = CallFacts(
-                call_id=call.id,
-                caller=caller,
-                endpoint=endpoint.name,
-                vendor=target.name,
-                model=model,
-                stream=stream,
-            )
-            async with asyncio.timeout(HOOK_SECONDS_MAX):
-                await self._before_call(facts, body)
-        return _Request(
-            endpoint=endpoint,
-            path=_path(match, route),
-            target=target,
-            model=model,
-            stream=stream,
-            sent=sent,
-        )
-
-    async def _dispatch(self, call: Call, request: "_Request") -> None:
+    async def _dispatch(self, call: Call, request: Request) -> None:
         """Send the request and see its answer through; once more if no byte of one ever came."""
         limits = call.caller.limits if request.endpoint.counts else ()
         previous: str | None = None
@@ -426,7 +358,7 @@ class Calls:
     def _send(
         self,
         call: Call,
-        request: "_Request",
+        request: Request,
         connection: UpstreamConnection,
         *,
         limits: Limits,
@@ -437,7 +369,7 @@ class Calls:
     ) -> Relay:
         """Open the record and write to the vendor. Nothing waits in here: it is one step."""
         exchange = call.exchange
-        head = _request_head(exchange, request)
+        head = request_head(exchange, request)
         record = CallRecord(self._records)
         relay = Relay(
             exchange=exchange,
@@ -493,89 +425,6 @@ class Calls:
             self._metrics.stream_closed()
             self._relays.discard(relay)
             call.relay = None
-
-
-@dataclass(slots=True, kw_only=True)
-class _Sent:
-    """What goes up in place of the client's body."""
-
-    body: bytes = field(repr=False)
-    asked_usage: bool  # the gateway asked for the usage event
-    drop_content_encoding: bool
-
-    def forget(self) -> None:
-        """Let the body go: there won't be another attempt."""
-        self.body = b""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Request:
-    endpoint: Endpoint
-    path: str  # as the client named it, but for an alias in it
-    target: Target
-    model: str | None  # as the client named it
-    stream: bool
-    sent: _Sent
-
-
-def _has_to_name_model(endpoint: Endpoint, caller: Caller) -> bool:
-    """Return whether a body needs a model: a vendor's default may not be on the token's list."""
-    if endpoint.model_in != "body":
-        return False
-    return not endpoint.has_default_model or caller.has_model_list
-
-
-def _edited(
-    body: bytes,
-    fields: bodies.DecidingFields,
-    *,
-    route: Route,
-    endpoint: Endpoint,
-    stream: bool,
-    is_compressed: bool,
-) -> _Sent:
-    """Return the body as it goes up: the client's own bytes, but for an alias and the usage."""
-    asks_usage = (
-        stream and endpoint.asks_usage and route.targets[0].asks_usage and not fields.asks_usage
-    )
-    model = route.model if route.alias is not None and endpoint.model_in == "body" else None
-    if not asks_usage and model is None:
-        return _Sent(body=body, asked_usage=False, drop_content_encoding=False)
-    return _Sent(
-        body=bodies.edited(fields, model=model, asks_usage=asks_usage),
-        asked_usage=asks_usage,
-        drop_content_encoding=is_compressed,
-    )
-
-
-def _request_head(exchange: Exchange, request: _Request) -> bytes:
-    """Return the request line and headers that go to the vendor."""
-    target = request.target
-    path = target.kind.target_path(target.base.path, request.path)
-    query = upstream_query(exchange.query)
-    if query:
-        path = f"{path}?{query.decode('ascii')}"
-    headers = upstream_headers(
-        exchange.headers,
-        target=target,
-        stream=request.stream,
-        body_length=len(request.sent.body),
-        drop_content_encoding=request.sent.drop_content_encoding,
-    )
-    return b"%b %b HTTP/1.1\r\n%b\r\n" % (exchange.method, path.encode("ascii"), headers)
-
-
-def _path(match: Match, route: Route) -> str:
-    if match.endpoint.model_in == "path" and route.alias is not None and route.model is not None:
-        return match.path_for(route.model)
-    return match.path
-
-
-def _header(exchange: Exchange, wanted: bytes) -> bytes | None:
-    for name, value in exchange.headers:
-        if name == wanted:
-            return value
-    return None
 
 
 def _session_id(exchange: Exchange) -> str | None:
