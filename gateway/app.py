@@ -48,6 +48,7 @@ from gateway.proxy.model_refresh import ModelRefresh
 from gateway.proxy.refusal_log import RefusalLog
 from gateway.proxy.relay import RelayTimes
 from gateway.proxy.route_loader import RouteLoader
+from gateway.proxy.stored_owners import StoredOwners
 from gateway.proxy.upstream import Origin, UpstreamPool, make_dial
 from gateway.settings import Settings
 from gateway.sql import DATABASE_FAULTS
@@ -179,6 +180,11 @@ class Worker:
         models = ModelDirectory()
         self._model_refresh = ModelRefresh(models, self._upstream)
         self._refusals = RefusalLog(pool, worker_id=self._id, now=time.time)
+        self._owners = StoredOwners(
+            pool,
+            now=loop.time,
+            on_trouble=lambda problem: log.warning("stored ids wait", problem=problem),
+        )
         self._calls = Calls(
             authenticator=self._authenticator,
             allowances=self._allowances,
@@ -206,6 +212,7 @@ class Worker:
             ),
             loop=loop,
             cors_origins=settings.cors_origins,
+            owners=self._owners,
         )
         self._lane = Lane(
             self._calls.handle,
@@ -245,7 +252,9 @@ class Worker:
                     self._recover(),
                     self._ledger.run_housekeeping(),
                     self._refusals.run(),
+                    self._owners.run(),
                     self._every(PRUNE_SECONDS, self._refusals.prune),
+                    self._every(PRUNE_SECONDS, self._owners.prune),
                     self._tick(),
                     self._tell_state(),
                 )
@@ -329,6 +338,7 @@ class Worker:
             async with asyncio.timeout(SHIP_SECONDS_MAX):
                 await self._ledger.ship(self._journal)
                 await self._refusals.write_some()
+                await self._owners.write_rest()
         except (LedgerAway, TimeoutError) as error:
             self._log.warning("rows left in the journal", problem=str(error))
 

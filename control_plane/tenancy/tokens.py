@@ -21,7 +21,7 @@ from gateway.auth.token import digest, hint, is_well_formed
 from gateway.ids import IdMaker
 from gateway.sql import load_queries
 
-SCOPES: Final = ("calls", "usage:read")
+SCOPES: Final = ("batches", "calls", "usage:read")
 LIMIT_MAX: Final = 2**53 - 1  # exact in every JSON reader
 NAME_CHARS_MAX: Final = 200
 MODELS_MAX: Final = 100

@@ -15,9 +15,11 @@ from typing import Final, Protocol
 import msgspec
 
 from gateway.metering.anthropic_messages import AnthropicMessages
+from gateway.metering.batch_results import BatchResults
 from gateway.metering.cohere import Cohere, CohereChat
 from gateway.metering.decoding import DECODERS, DecodedTooLarge, Decoder, DecodingStopped
 from gateway.metering.gemini_generate import GeminiGenerate
+from gateway.metering.gemini_interactions import GeminiInteractions
 from gateway.metering.json_lines import MEDIA_TYPES, LineParser
 from gateway.metering.json_parts import object_in_tail, objects_in_head
 from gateway.metering.ollama import Ollama
@@ -41,8 +43,12 @@ class MeterFormat(StrEnum):
     OPENAI_CHAT = "openai.chat"  # completions too
     OPENAI_RESPONSES = "openai.responses"
     OPENAI_EMBEDDINGS = "openai.embeddings"  # rerank and images too
+    OPENAI_BATCH = "openai.batch"  # the batch itself tells as a response does
+    OPENAI_BATCH_OUTPUT = "openai.batch_output"
     ANTHROPIC_MESSAGES = "anthropic.messages"
+    ANTHROPIC_BATCH_RESULTS = "anthropic.batch_results"
     GEMINI_GENERATE = "gemini.generate"
+    GEMINI_INTERACTIONS = "gemini.interactions"
     COHERE_CHAT = "cohere.chat"
     COHERE_META = "cohere.meta"  # chat of version 1, embeddings, rerank
     OLLAMA = "ollama"
@@ -54,13 +60,16 @@ READERS: Final[Mapping[str, Callable[[], UsageReader]]] = MappingProxyType(
         MeterFormat.OPENAI_CHAT: OpenAIChat,
         MeterFormat.OPENAI_RESPONSES: OpenAIResponses,
         MeterFormat.OPENAI_EMBEDDINGS: OpenAIEmbeddings,
+        MeterFormat.OPENAI_BATCH: OpenAIResponses,
         MeterFormat.ANTHROPIC_MESSAGES: AnthropicMessages,
         MeterFormat.GEMINI_GENERATE: GeminiGenerate,
+        MeterFormat.GEMINI_INTERACTIONS: GeminiInteractions,
         MeterFormat.COHERE_CHAT: CohereChat,
         MeterFormat.COHERE_META: Cohere,
         MeterFormat.OLLAMA: Ollama,
     }
 )
+_RESULTS: Final = frozenset({MeterFormat.OPENAI_BATCH_OUTPUT, MeterFormat.ANTHROPIC_BATCH_RESULTS})
 
 
 class Meter(Protocol):
@@ -267,7 +276,7 @@ class WholeMeter:
 class DecodingMeter:
     """Opens a content encoding for the meter behind it. Stops for good at what it can't open."""
 
-    def __init__(self, meter: StreamMeter | WholeMeter, decoder: Decoder) -> None:
+    def __init__(self, meter: Meter, decoder: Decoder) -> None:
         """`meter` gets the decoded copy."""
         self._meter = meter
         self._decoder = decoder
@@ -343,14 +352,15 @@ def open_meter(
     """
     if endpoint_meter == MeterFormat.NONE or status >= _STATUS_ERROR_MIN:
         return NullMeter()
-    reader = READERS[endpoint_meter]()
-    meter: StreamMeter | WholeMeter
-    if is_in_lines(content_type):
-        meter = StreamMeter(reader, in_lines=True)
+    meter: Meter
+    if endpoint_meter in _RESULTS:
+        meter = BatchResults()
+    elif is_in_lines(content_type):
+        meter = StreamMeter(READERS[endpoint_meter](), in_lines=True)
     elif _is_events(content_type, stream=stream):
-        meter = StreamMeter(reader)
+        meter = StreamMeter(READERS[endpoint_meter]())
     else:
-        meter = WholeMeter(reader)
+        meter = WholeMeter(READERS[endpoint_meter]())
     encoding = content_encoding.strip().lower()
     if encoding in (b"", b"identity"):
         return meter

@@ -60,6 +60,7 @@ class _Members(msgspec.Struct):
     stream_options: msgspec.Raw = _ABSENT
     background: msgspec.Raw = _ABSENT
     models: msgspec.Raw = _ABSENT
+    store: msgspec.Raw = _ABSENT
     contents: msgspec.Raw = _ABSENT
     documents: msgspec.Raw = _ABSENT
     functions: msgspec.Raw = _ABSENT
@@ -116,6 +117,10 @@ class DecidingFields:
     has_stream_options: bool
     text: bytes = field(repr=False)
     members: _Members = field(repr=False)
+
+    def stores(self, *, by_default: bool) -> bool:
+        """Return whether the vendor is asked to keep what it answers."""
+        return by_default if self.members.store is _ABSENT else bytes(self.members.store) == b"true"
 
     @property
     def says_stream(self) -> bool:

@@ -87,6 +87,7 @@ class CallRecord:
         "_vendor",
         "closed",
         "http_status",
+        "metered_object",
         "vendor_request_id",
     )
 
@@ -101,6 +102,8 @@ class CallRecord:
         self._first_byte_at: float | None = None
         self.http_status: int | None = None
         self.vendor_request_id: str | None = None
+        # The stored object whose usage this is, by vendor and id: the ledger takes it once.
+        self.metered_object: tuple[str, str] | None = None
 
     def open(
         self,
@@ -210,6 +213,8 @@ class CallRecord:
         }
         for name in METERS:
             row[name] = getattr(usage, name)
+        if self.metered_object is not None and usage.source != "none":
+            row["metered_vendor_id"], row["metered_object"] = self.metered_object
         if usage.vendor_usage is not None:
             row["vendor_usage"] = orjson.Fragment(usage.vendor_usage)
         try:

@@ -25,6 +25,7 @@ from gateway.proxy.call_record import CallRecord, RecordKeeper, Status, header_t
 from gateway.proxy.endpoints import Match, find, guess_wire, in_format
 from gateway.proxy.error_responses import error_response
 from gateway.proxy.exchange import Exchange
+from gateway.proxy.held_relay import HeldRelay
 from gateway.proxy.live_calls import LiveCalls
 from gateway.proxy.model_list import ModelDirectory
 from gateway.proxy.preparation import (
@@ -36,6 +37,7 @@ from gateway.proxy.preparation import (
 )
 from gateway.proxy.relay import Outcome, Relay, RelayTimes
 from gateway.proxy.routing import RoutingTable, Target
+from gateway.proxy.stored_calls import StoredCalls, StoredRecords
 from gateway.proxy.upstream import Origin, UpstreamConnection, UpstreamPool
 
 ATTEMPTS_MAX: Final = 2  # the second only when a reused connection died before any byte
@@ -48,7 +50,7 @@ _HEALTHY: Final = b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\nx-content-type-optio
 Limits = tuple[Subject, ...]
 # A page may send what its SDK sends: the token in it is what counts.
 _PREFLIGHT: Final = (
-    b"HTTP/1.1 204 No Content\r\naccess-control-allow-methods: GET, POST\r\n"
+    b"HTTP/1.1 204 No Content\r\naccess-control-allow-methods: GET, POST, PATCH, DELETE\r\n"
     b"access-control-allow-headers: *, authorization\r\naccess-control-max-age: 600\r\n\r\n"
 )
 
@@ -143,13 +145,14 @@ class Calls:
         times: RelayTimes,
         loop: asyncio.AbstractEventLoop,
         cors_origins: Collection[str] = (),
+        owners: StoredRecords,
         before_call: BeforeCall | None = None,
     ) -> None:
         """Everything is handed in.
 
         `cors_origins` are the web origins whose pages may call, `routing` gives the present table,
         `lease_holds` says whether this worker may admit calls, `on_defect(call_id, exception)` is
-        told of what must not happen.
+        told of what must not happen, `owners` know who made what vendors store.
         """
         self._authenticator = authenticator
         self._allowances = allowances
@@ -166,7 +169,8 @@ class Calls:
         self._times = times
         self._loop = loop
         self._cors_origins = frozenset(origin.encode() for origin in cors_origins)
-        self._preparation = Preparation(routing=routing, before_call=before_call)
+        self._stored = StoredCalls(owners)
+        self._preparation = Preparation(routing=routing, owners=owners, before_call=before_call)
         self._relays: set[Relay] = set()
         self.draining = False
 
@@ -339,6 +343,10 @@ class Calls:
             outcome = await self._outcome(call, relay)
             if outcome is Outcome.ANSWERED:
                 return
+            if outcome is Outcome.HELD:
+                assert isinstance(relay, HeldRelay)
+                await self._stored.pass_on(relay, request, caller=call.caller, call_id=call.id)
+                return
             if outcome is Outcome.REFUSED:
                 raise relay.error or VendorBroke()
             previous = attempt_id
@@ -371,7 +379,9 @@ class Calls:
         exchange = call.exchange
         head = request_head(exchange, request)
         record = CallRecord(self._records)
-        relay = Relay(
+        stored = self._stored.watch(request, caller=call.caller, call_id=call.id)
+        relay_class = HeldRelay if stored is not None and stored.facts.is_held else Relay
+        relay = relay_class(
             exchange=exchange,
             record=record,
             endpoint=request.endpoint,
@@ -384,6 +394,7 @@ class Calls:
             may_retry=connection.reused and attempt < ATTEMPTS_MAX,
             times=self._times,
             loop=self._loop,
+            stored=stored,
         )
         try:
             if call.cut_by is not None:  # between two attempts, when there was nothing to cut

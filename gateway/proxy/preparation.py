@@ -6,19 +6,27 @@ few edits. It opens no record and spends no unit: what is refused here costs nob
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 from gateway.auth.caller import Caller
-from gateway.errors import BodyInvalid, ModelNotAllowed
+from gateway.errors import ModelNotAllowed, RequestInvalid, UnsupportedBody
 from gateway.proxy import body as bodies
 from gateway.proxy.endpoints import Endpoint, Match
 from gateway.proxy.exchange import Exchange
 from gateway.proxy.headers import upstream_headers, upstream_query
 from gateway.proxy.routing import Route, RoutingTable, Target
-from gateway.proxy.stored_objects import check_names_none
+from gateway.proxy.stored_answer import StoredFacts
+from gateway.proxy.stored_objects import named_objects
+from gateway.proxy.stored_owners import Holding
+from gateway.proxy.stored_requests import Owners, StoredRequests, facts_of, metered_endpoint
+from gateway.proxy.stored_uploads import Upload, check_gemini_upload, read_form
+from gateway.vendors import gemini
 
 HOOK_SECONDS_MAX: Final = 1.0  # for whoever looks at calls before they go
+
+_BODILESS: Final = (b"DELETE", b"GET", b"HEAD")
+_GEMINI_MODELS: Final = "models/"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,16 +67,48 @@ class Request:
     model: str | None  # as the client named it
     stream: bool
     sent: Sent
+    stored: StoredFacts | None = None  # what it has to do with stored objects
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Ask:
+    """A request on its way to becoming one for a vendor."""
+
+    exchange: Exchange
+    match: Match
+    caller: Caller
+    call_id: str
+    body: bytes = field(repr=False)
+    held_at: Target | None = None  # the vendor that holds what the path names
+    holding: Holding | None = None
+
+    @property
+    def endpoint(self) -> Endpoint:
+        return self.match.endpoint
+
+    @property
+    def vendor(self) -> str | None:
+        """The vendor that it has to go to, None where the model decides or any will do."""
+        return self.match.vendor if self.held_at is None else self.held_at.name
 
 
 class Preparation:
     """Prepares every request of one worker."""
 
     def __init__(
-        self, *, routing: Callable[[], RoutingTable], before_call: BeforeCall | None = None
+        self,
+        *,
+        routing: Callable[[], RoutingTable],
+        owners: Owners,
+        before_call: BeforeCall | None = None,
     ) -> None:
-        """`routing` gives the present table; `before_call` may refuse a call, or look at it."""
+        """Everything is handed in.
+
+        `routing` gives the present table, `owners` know who made what is stored, `before_call` may
+        refuse a call, or look at it.
+        """
         self._routing = routing
+        self._stored = StoredRequests(owners, routing=routing)
         self._before_call = before_call
 
     async def prepare(
@@ -78,15 +118,51 @@ class Preparation:
 
         Raises GatewayError for whatever is wrong with the request itself.
         """
-        endpoint = match.endpoint
+        held_at: Target | None = None
+        holding: Holding | None = None
+        located = await self._stored.locate(match, caller=caller)
+        if located is not None:
+            held_at, holding = located
+            match = replace(match, endpoint=metered_endpoint(match.endpoint, holding))
         body = await exchange.read_body(org_id=caller.org_id)
-        bodies.check_content_type(header_of(exchange, b"content-type") or b"")
-        encoding = header_of(exchange, b"content-encoding")
-        fields = bodies.read_deciding_fields(
-            body, content_encoding=encoding, model_required=_has_to_name_model(endpoint, caller)
+        ask = _Ask(
+            exchange=exchange,
+            match=match,
+            caller=caller,
+            call_id=call_id,
+            body=body,
+            held_at=held_at,
+            holding=holding,
         )
-        check_names_none(fields.text, has_items=endpoint.has_items)
-        model = fields.model
+        if match.endpoint.body == "upload":
+            request = await self._upload(ask)
+        elif match.endpoint.body == "none" or (not body and match.endpoint.model_in == "none"):
+            request = await self._bodiless(ask)
+        else:
+            request = await self._json(ask)
+        if self._before_call is not None:
+            facts = CallFacts(
+                call_id=call_id,
+                caller=caller,
+                endpoint=match.endpoint.name,
+                vendor=request.target.name,
+                model=request.model,
+                stream=request.stream,
+            )
+            async with asyncio.timeout(HOOK_SECONDS_MAX):
+                await self._before_call(facts, body)
+        return request
+
+    async def _json(self, ask: _Ask) -> Request:
+        """Prepare a request whose body is JSON: the fields in it decide."""
+        endpoint, match, caller = ask.endpoint, ask.match, ask.caller
+        bodies.check_content_type(header_of(ask.exchange, b"content-type") or b"")
+        encoding = header_of(ask.exchange, b"content-encoding")
+        fields = bodies.read_deciding_fields(
+            ask.body, content_encoding=encoding, model_required=_has_to_name_model(endpoint, caller)
+        )
+        named = named_objects(fields.text, items_in=endpoint.items_in)
+        model = None if fields.model is None else _plain_model(fields.model, endpoint)
         if match.model_in_path is not None:
             bodies.check_same_model(fields, match.model_in_path)
             model = match.model_in_path
@@ -96,36 +172,23 @@ class Preparation:
             fields.fallback_models is None or not all(map(caller.may_use, fields.fallback_models))
         ):
             raise ModelNotAllowed(param="models")
-        if fields.background:
-            raise BodyInvalid(
-                "An answer that is fetched later can't be metered yet. Leave out 'background'.",
-                param="background",
-            )
-        route = self._routing().route(
-            wire_name=endpoint.wire.name, vendor=match.vendor, model=model
-        )
+        stored = facts_of(endpoint, object_id=match.object_id, holding=ask.holding, fields=fields)
+        vendor = ask.vendor
+        if endpoint.stored is not None and endpoint.stored.is_batch:
+            vendor = await self._stored.batch_vendor(match, fields, named, caller=caller)
+        route = self._routing().route(wire_name=endpoint.wire.name, vendor=vendor, model=model)
+        target = route.targets[0]
+        await self._stored.check_named(named, caller=caller, target=target)
         stream = fields.stream if fields.says_stream else endpoint.streams_by_default
         stream = stream or endpoint.always_streams
         sent = _edited(
-            body,
+            ask.body,
             fields,
             route=route,
             endpoint=endpoint,
             stream=stream,
             is_compressed=encoding is not None,
         )
-        target = route.targets[0]
-        if self._before_call is not None:
-            facts = CallFacts(
-                call_id=call_id,
-                caller=caller,
-                endpoint=endpoint.name,
-                vendor=target.name,
-                model=model,
-                stream=stream,
-            )
-            async with asyncio.timeout(HOOK_SECONDS_MAX):
-                await self._before_call(facts, body)
         return Request(
             endpoint=endpoint,
             path=_path(match, route),
@@ -133,6 +196,44 @@ class Preparation:
             model=model,
             stream=stream,
             sent=sent,
+            stored=stored,
+        )
+
+    async def _bodiless(self, ask: _Ask) -> Request:
+        """Prepare a request whose path says all; a body that it has anyway goes nowhere."""
+        endpoint = ask.endpoint
+        stored = facts_of(endpoint, object_id=ask.match.object_id, holding=ask.holding)
+        route = self._routing().route(wire_name=endpoint.wire.name, vendor=ask.vendor, model=None)
+        target = route.targets[0]
+        if endpoint.stored is not None and endpoint.stored.lists is not None:
+            await self._stored.check_cursors(ask.exchange.query, caller=ask.caller, target=target)
+        return Request(
+            endpoint=endpoint,
+            path=ask.match.path,
+            target=target,
+            model=None,
+            stream=False,
+            sent=Sent(body=b"", asked_usage=False, drop_content_encoding=False),
+            stored=stored,
+        )
+
+    async def _upload(self, ask: _Ask) -> Request:
+        """Prepare a request that uploads a file: its bytes pass as they are."""
+        endpoint = ask.endpoint
+        upload = _read_upload(ask)
+        route = self._routing().route(
+            wire_name=endpoint.wire.name, vendor=ask.match.vendor, model=None
+        )
+        target = route.targets[0]
+        await self._stored.check_named(upload.named, caller=ask.caller, target=target)
+        return Request(
+            endpoint=endpoint,
+            path=ask.match.path,
+            target=target,
+            model=None,
+            stream=False,
+            sent=Sent(body=ask.body, asked_usage=False, drop_content_encoding=False),
+            stored=facts_of(endpoint, is_batch_input=upload.is_batch_input),
         )
 
 
@@ -147,7 +248,7 @@ def request_head(exchange: Exchange, request: Request) -> bytes:
         exchange.headers,
         target=target,
         stream=request.stream,
-        body_length=len(request.sent.body),
+        body_length=None if exchange.method in _BODILESS else len(request.sent.body),
         drop_content_encoding=request.sent.drop_content_encoding,
     )
     return b"%b %b HTTP/1.1\r\n%b\r\n" % (exchange.method, path.encode("ascii"), headers)
@@ -159,6 +260,28 @@ def header_of(exchange: Exchange, wanted: bytes) -> bytes | None:
         if name == wanted:
             return value
     return None
+
+
+def _read_upload(ask: _Ask) -> Upload:
+    """Return what is known of a file that is uploaded. Raises GatewayError."""
+    exchange = ask.exchange
+    if header_of(exchange, b"content-encoding") is not None:
+        raise UnsupportedBody("The gateway takes files as they are, without a content encoding.")
+    content_types = [value for name, value in exchange.headers if name == b"content-type"]
+    if len(content_types) > 1:
+        raise RequestInvalid("The request has two content types.")
+    content_type = content_types[0].decode("latin-1").strip() if content_types else ""
+    if ask.endpoint.wire is not gemini.FORMAT:
+        return read_form(ask.body, content_type)
+    check_gemini_upload(
+        ask.body, content_type=content_type, headers=exchange.headers, query=exchange.query
+    )
+    return Upload()
+
+
+def _plain_model(model: str, endpoint: Endpoint) -> str:
+    """Return a model's name as it stands in patterns and aliases."""
+    return model.removeprefix(_GEMINI_MODELS) if endpoint.wire is gemini.FORMAT else model
 
 
 def _has_to_name_model(endpoint: Endpoint, caller: Caller) -> bool:
@@ -182,6 +305,8 @@ def _edited(
         stream and endpoint.asks_usage and route.targets[0].asks_usage and not fields.asks_usage
     )
     model = route.model if route.alias is not None and endpoint.model_in == "body" else None
+    if model is not None and fields.model is not None and fields.model.startswith(_GEMINI_MODELS):
+        model = _GEMINI_MODELS + model if endpoint.wire is gemini.FORMAT else model
     if not asks_usage and model is None:
         return Sent(body=body, asked_usage=False, drop_content_encoding=False)
     return Sent(

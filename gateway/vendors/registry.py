@@ -31,7 +31,7 @@ FORMATS: Final[Mapping[str, WireFormat]] = MappingProxyType(
 
 # First segments of paths that the gateway itself serves; they match before `/{vendor}/…`. The path
 # `openai/deployments` is reserved as well, but not the name `openai`.
-RESERVED_VENDOR_NAMES: Final = frozenset({"api", "model", "v1", "v1beta", "v2"})
+RESERVED_VENDOR_NAMES: Final = frozenset({"api", "model", "upload", "v1", "v1beta", "v2"})
 
 _VENDOR_NAME: Final = re.compile(rf"[a-z0-9][a-z0-9_-]{{0,{VENDOR_NAME_CHARS_MAX - 1}}}")
 

@@ -5,7 +5,7 @@ import contextlib
 import json
 import ssl
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -23,6 +23,8 @@ from gateway.proxy.live_calls import LiveCalls
 from gateway.proxy.model_list import ModelDirectory
 from gateway.proxy.relay import RelayTimes
 from gateway.proxy.routing import RoutingTable, Target
+from gateway.proxy.stored_ids import Stored
+from gateway.proxy.stored_owners import Holding
 from gateway.proxy.upstream import UpstreamPool, make_dial
 from gateway.vendors.registry import KINDS
 
@@ -186,6 +188,42 @@ class Counted:
         self.finished.append(usage)
 
 
+class Owned:
+    """Who made what, in memory."""
+
+    def __init__(self) -> None:
+        self.holdings: dict[str, Holding] = {}
+        self.away: GatewayError | None = None
+
+    def note(
+        self, stored: Iterable[Stored], *, caller: Caller, vendor_id: str, call_id: str
+    ) -> None:
+        for one in stored:
+            held = Holding(
+                vendor_id=vendor_id,
+                org_id=caller.org_id,
+                kind=one.kind.value,
+                parent_id=one.parent_id,
+            )
+            self.holdings.setdefault(one.object_id, held)
+
+    async def find(
+        self, object_ids: Collection[str], *, org_id: str, vendor_ids: Collection[str]
+    ) -> dict[str, Holding]:
+        if self.away is not None:
+            raise self.away
+        return {
+            object_id: held
+            for object_id, held in self.holdings.items()
+            if object_id in object_ids and held.org_id == org_id and held.vendor_id in vendor_ids
+        }
+
+    async def find_listed(
+        self, object_ids: Collection[str], *, org_id: str, vendor_id: str
+    ) -> dict[str, Holding]:
+        return await self.find(object_ids, org_id=org_id, vendor_ids=(vendor_id,))
+
+
 @dataclass
 class Answer:
     """What a client got."""
@@ -222,6 +260,7 @@ class Rig:
             expires_at=2e9,
             limits=(("token", "token-1"),),
         )
+        self.owned = Owned()
         self.authenticated = Authenticated(self.caller)
         self.live = LiveCalls(on_cut_failed=self.defects.append)
         self.targets: list[Target] = []
@@ -250,6 +289,7 @@ class Rig:
             times=self.times,
             loop=loop,
             cors_origins=("https://ide.example",),
+            owners=self.owned,
         )
         self.lane = Lane(self.calls.handle, self.calls.refuse, loop=loop)
         self.port = 0
