@@ -11,7 +11,7 @@ WITH noted AS (
         object_id, vendor_id, kind, parent_id, org_id, workspace_id, user_id, token_id, call_id,
         place
     )
-    ORDER BY object_id COLLATE "C", vendor_id, place
+    ORDER BY object_id, vendor_id, place
 ), made AS (
     INSERT INTO stored_objects (
         object_id, vendor_id, kind, parent_id, org_id, workspace_id, user_id, token_id, call_id
@@ -19,7 +19,7 @@ WITH noted AS (
     SELECT
         object_id, vendor_id, kind, parent_id, org_id, workspace_id, user_id, token_id, call_id
     FROM noted
-    ORDER BY object_id COLLATE "C", vendor_id
+    ORDER BY object_id, vendor_id
     ON CONFLICT DO NOTHING
     RETURNING object_id, vendor_id
 )

@@ -44,6 +44,7 @@ class Naps:
 
     async def __call__(self, seconds: float) -> None:
         self.taken.append(seconds)
+        await asyncio.sleep(0)
         if self.act is not None:
             await self.act()
 
