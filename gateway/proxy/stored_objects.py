@@ -96,6 +96,9 @@ _DECODER: Final = json.JSONDecoder(
 )
 
 
+STORED_NAMES: Final = (*_NAMES, *sorted(_OBJECTS))  # every member that may name something stored
+
+
 class Named(NamedTuple):
     """An id that a body names, and the member that does."""
 

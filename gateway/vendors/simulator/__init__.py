@@ -9,6 +9,11 @@ credential that is not empty and comes in the API's own header is good. One word
 input is counted in words, an answer has as many words as it was asked to have (1 to 1,000; else
 20), each an event of a stream.
 
+What it stores (responses, conversations, chat completions with `store`, files, batches, cached
+contents, interactions) is kept in memory and answered on the vendors' own paths; a body that names
+what is not there is a 404. What is to be fetched later is done when it is fetched; a batch is no
+line of the tally.
+
 The model's name asks for behaviour; a name that is not in this list is answered normally.
 
     sim-slow-E-M, sim-slow-ExM   a stream of E words, M milliseconds before each piece

@@ -1,5 +1,6 @@
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 
 import pytest
 
@@ -9,8 +10,18 @@ from tests.gateway.proxy.rig import DEADLINE_SECONDS, Rig
 @pytest.fixture
 async def rig() -> AsyncIterator[Rig]:
     made = Rig()
+    async with running(made, made.vendor.serve):
+        yield made
+
+
+Serve = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
+
+
+@asynccontextmanager
+async def running(made: Rig, serve: Serve) -> AsyncIterator[None]:
+    """Run a rig's gateway before a vendor that answers all three formats."""
     loop = asyncio.get_running_loop()
-    vendor = await asyncio.start_server(made.vendor.serve, "127.0.0.1", 0)
+    vendor = await asyncio.start_server(serve, "127.0.0.1", 0)
     made.vendor.port = vendor.sockets[0].getsockname()[1]
     server = await loop.create_server(made.lane.protocol, "127.0.0.1", 0)
     made.port = server.sockets[0].getsockname()[1]
@@ -20,7 +31,7 @@ async def rig() -> AsyncIterator[Rig]:
         made.target("gemini"),
     ]
     try:
-        yield made
+        yield
     finally:
         server.close()
         vendor.close()

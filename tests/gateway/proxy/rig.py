@@ -5,6 +5,7 @@ import contextlib
 import json
 import ssl
 import time
+import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -23,6 +24,7 @@ from gateway.proxy.live_calls import LiveCalls
 from gateway.proxy.model_list import ModelDirectory
 from gateway.proxy.relay import RelayTimes
 from gateway.proxy.routing import RoutingTable, Target
+from gateway.proxy.stored_calls import StoredRecords
 from gateway.proxy.stored_ids import Stored
 from gateway.proxy.stored_owners import Holding
 from gateway.proxy.upstream import UpstreamPool, make_dial
@@ -237,7 +239,7 @@ class Answer:
 class Rig:
     """Everything between one raw client and one scripted vendor."""
 
-    def __init__(self) -> None:
+    def __init__(self, owners: StoredRecords | None = None) -> None:
         loop = asyncio.get_running_loop()
         self.vendor = ScriptedVendor(script=no_script)
         self.units = Units(left=1_000_000)
@@ -289,14 +291,14 @@ class Rig:
             times=self.times,
             loop=loop,
             cors_origins=("https://ide.example",),
-            owners=self.owned,
+            owners=owners or self.owned,
         )
         self.lane = Lane(self.calls.handle, self.calls.refuse, loop=loop)
         self.port = 0
 
     def target(self, kind: str, *, asks_usage: bool = False, path: str = "") -> Target:
         return Target(
-            vendor_id="vendor-1",
+            vendor_id=str(uuid.uuid5(uuid.NAMESPACE_DNS, kind)),
             name=kind,
             kind=KINDS[kind],
             base=check_base_url(f"http://127.0.0.1:{self.vendor.port}{path}", allow_private=True),
