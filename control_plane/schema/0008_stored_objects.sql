@@ -22,6 +22,7 @@ CREATE TABLE metered_objects (
     object_id text COLLATE "C" NOT NULL,
     vendor_id uuid NOT NULL,
     event_id uuid NOT NULL,
+    by_retrieval boolean NOT NULL,  -- the event is not that of the call which made the object
     at timestamptz NOT NULL DEFAULT clock_timestamp(),
     PRIMARY KEY (object_id, vendor_id)
 );
@@ -29,7 +30,8 @@ CREATE INDEX metered_objects_by_time ON metered_objects (at);
 
 -- Rows may name the object whose usage they tell. The first one has it: claim and row are of one
 -- transaction, and appends follow one another, so there is no moment between the two. From later
--- ones the usage is left out; a row that is sent again holds its own claim.
+-- ones the usage is left out; a row that is sent again holds its own claim. Two calls that each
+-- made something were two calls, though their vendor gave both the same id.
 ALTER FUNCTION ledger_append(json) RENAME TO ledger_append_rows;
 REVOKE ALL ON FUNCTION ledger_append_rows(json) FROM kaixu_gateway;
 
@@ -48,23 +50,26 @@ BEGIN
         -- Before the claims, as every append: whoever waits here then sees what was committed.
         PERFORM 1 FROM ledger_head FOR UPDATE;
         WITH told AS MATERIALIZED (
-            SELECT r.id, r.metered_object, r.metered_vendor_id, r.ordinality
+            SELECT r.id, r.metered_object, r.metered_vendor_id, r.metered_again, r.ordinality
             FROM ROWS FROM (json_to_recordset(new_rows) AS (
-                id uuid, metered_object text, metered_vendor_id uuid, usage_source text
+                id uuid, metered_object text, metered_vendor_id uuid, metered_again boolean,
+                usage_source text
             )) WITH ORDINALITY AS r (
-                id, metered_object, metered_vendor_id, usage_source, ordinality
+                id, metered_object, metered_vendor_id, metered_again, usage_source, ordinality
             )
             WHERE r.metered_object IS NOT NULL AND r.usage_source <> 'none'
         )
-        INSERT INTO metered_objects (object_id, vendor_id, event_id)
+        INSERT INTO metered_objects (object_id, vendor_id, event_id, by_retrieval)
         SELECT DISTINCT ON (metered_object, metered_vendor_id)
-            metered_object, metered_vendor_id, id
+            metered_object, metered_vendor_id, id, coalesce(metered_again, false)
         FROM told
         ORDER BY metered_object, metered_vendor_id, ordinality
         ON CONFLICT DO NOTHING;
 
         SELECT json_agg(
-            CASE WHEN m.event_id IS NULL OR m.event_id = (r.value ->> 'id')::uuid THEN r.value
+            CASE WHEN m.event_id IS NULL OR m.event_id = (r.value ->> 'id')::uuid
+                OR NOT (m.by_retrieval OR coalesce((r.value ->> 'metered_again')::boolean, false))
+            THEN r.value
             ELSE (
                 SELECT json_object_agg(member.key, member.value)
                 FROM (

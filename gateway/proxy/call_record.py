@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
-from typing import Any, Final, Protocol
+from typing import Any, Final, NamedTuple, Protocol
 
 import orjson
 
@@ -31,6 +31,14 @@ class Status(StrEnum):
     DEADLINE = "deadline"
     VENDOR_ERROR = "vendor_error"
     VENDOR_BROKE = "vendor_broke"
+
+
+class MeteredObject(NamedTuple):
+    """A stored object whose usage a row tells; `is_retrieved`: another call made it."""
+
+    vendor_id: str
+    object_id: str
+    is_retrieved: bool
 
 
 class CallLog(Protocol):
@@ -102,8 +110,8 @@ class CallRecord:
         self._first_byte_at: float | None = None
         self.http_status: int | None = None
         self.vendor_request_id: str | None = None
-        # The stored object whose usage this is, by vendor and id: the ledger takes it once.
-        self.metered_object: tuple[str, str] | None = None
+        # The stored object whose usage this is: the ledger takes it once.
+        self.metered_object: MeteredObject | None = None
 
     def open(
         self,
@@ -214,7 +222,9 @@ class CallRecord:
         for name in METERS:
             row[name] = getattr(usage, name)
         if self.metered_object is not None and usage.source != "none":
-            row["metered_vendor_id"], row["metered_object"] = self.metered_object
+            row["metered_vendor_id"] = self.metered_object.vendor_id
+            row["metered_object"] = self.metered_object.object_id
+            row["metered_again"] = self.metered_object.is_retrieved
         if usage.vendor_usage is not None:
             row["vendor_usage"] = orjson.Fragment(usage.vendor_usage)
         try:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from gateway.metering.usage import Usage, told_later
+from gateway.proxy.call_record import MeteredObject
 from gateway.proxy.stored_ids import Stored, Watcher, open_watcher
 from gateway.proxy.stored_paths import Answer, Kind
 
@@ -84,6 +85,12 @@ class StoredAnswer:
         return told_later(usage, retrieves=self.facts.retrieves, defers=self.facts.defers)
 
     @property
-    def metered_object(self) -> tuple[str, str] | None:
-        """The object whose usage the row tells, as vendor's id and object's id; None: of none."""
-        return None if self._object_id is None else (self._vendor_id, self._object_id)
+    def metered_object(self) -> MeteredObject | None:
+        """The object whose usage the row tells; None: of none that is stored."""
+        if self._object_id is None:
+            return None
+        return MeteredObject(
+            vendor_id=self._vendor_id,
+            object_id=self._object_id,
+            is_retrieved=self.facts.retrieves,
+        )

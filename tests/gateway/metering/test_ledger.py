@@ -413,7 +413,7 @@ async def test_a_journal_that_cannot_be_read_does_not_keep_others_from_recovery(
 
 
 VENDOR = str(uuid.UUID(int=9))
-OBJECT = {"metered_vendor_id": VENDOR, "metered_object": "resp_1"}
+OBJECT = {"metered_vendor_id": VENDOR, "metered_object": "resp_1", "metered_again": True}
 TOLD = {"input_tokens": 3, "output_tokens": 4, "vendor_usage": {"a": 1}, "flags": ["deferred"]}
 
 
@@ -462,6 +462,20 @@ async def test_the_usage_of_an_object_is_claimed_once_by_many_at_the_same_time(
     await asyncio.gather(*(Ledger(gateway_pool).append([row]) for row in rows))
     told = await metered_rows(owner)
     assert sorted(row["output_tokens"] or 0 for row in told) == [0] * 19 + [4]
+    await check_books(owner)
+
+
+@pytest.mark.parametrize("retrieved_first", [True, False])
+async def test_calls_that_made_something_tell_their_usage_each(
+    owner: asyncpg.Connection, gateway_pool: asyncpg.Pool, *, retrieved_first: bool
+) -> None:
+    ledger = Ledger(gateway_pool)
+    made = [compact(make_row(**{**OBJECT, "metered_again": False}, **TOLD)) for _ in range(2)]
+    again = compact(make_row(**OBJECT, **TOLD))
+    for row in [again, made[0]] if retrieved_first else [*made, again]:
+        await ledger.append([row])
+    due = [4, None] if retrieved_first else [4, 4, None]
+    assert [row["output_tokens"] for row in await metered_rows(owner)] == due
     await check_books(owner)
 
 

@@ -61,8 +61,15 @@ class Shop:
         self.asked = 0
 
     def _caller(self) -> Caller:
-        names = ("token_id", "org_id", "workspace_id", "user_id")
-        return replace(self.rig.caller, limits=(), **{name: str(uuid.uuid4()) for name in names})
+        token_id, org_id, workspace_id, user_id = (str(uuid.uuid4()) for _ in range(4))
+        return replace(
+            self.rig.caller,
+            limits=(),
+            token_id=token_id,
+            org_id=org_id,
+            workspace_id=workspace_id,
+            user_id=user_id,
+        )
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with suppress(ConnectionError):
@@ -294,7 +301,7 @@ async def test_a_body_names_only_what_its_caller_made(
 
     rig.vendor.script = script
     for name in STORED_NAMES:
-        value = VALUES.get(name, lambda object_id: object_id)
+        value = VALUES.get(name, str)
         bodies = [
             json.dumps(
                 {"deep": [{"er": {name: value(object_id), "type": "custom"}}], "model": model}
