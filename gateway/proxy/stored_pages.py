@@ -70,7 +70,7 @@ class Page:
 
     def only(self, own: Collection[str]) -> bytes:
         """Return the page with the rows whose ids are the caller's."""
-        kept = [(object_id, row) for object_id, row in self._rows if object_id in own]
+        kept = [one for one in self._rows if one[0] and one[0] in own]
         members = dict(self._members)
         if self._rows_in in members:
             members[self._rows_in] = b"[%b]" % b",".join(row for _, row in kept)
