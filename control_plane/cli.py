@@ -316,7 +316,12 @@ def alias_remove(*, place: DatabasePlace, as_json: bool, name: str) -> None:
 @click.option("--concurrency", help="Calls that may be open at once.")
 @click.option("--expires", default="30d", show_default=True, help="As 90s, 15m, 12h or 30d.")
 @click.option("--models", help="Globs of the models that it may use, with commas between.")
-@click.option("--scope", default="calls", show_default=True, help="calls, usage:read, or both.")
+@click.option(
+    "--scope",
+    default="calls",
+    show_default=True,
+    help="Some of calls, usage:read, and batches (in spite of a limit or a list of models).",
+)
 def token_create(
     *,
     place: DatabasePlace,

@@ -51,6 +51,7 @@ from gateway.proxy.model_refresh import ModelRefresh
 from gateway.proxy.refusal_log import RefusalLog
 from gateway.proxy.relay import RelayTimes
 from gateway.proxy.route_loader import RouteLoader
+from gateway.proxy.stored_owners import StoredOwners
 from gateway.proxy.upstream import Origin, UpstreamPool, make_dial
 from gateway.proxy.vendor_credentials import TokenKeeper
 from gateway.settings import Settings
@@ -193,6 +194,11 @@ class Worker:
         models = ModelDirectory()
         self._model_refresh = ModelRefresh(models, self._upstream)
         self._refusals = RefusalLog(pool, worker_id=self._id, now=time.time)
+        self._owners = StoredOwners(
+            pool,
+            now=loop.time,
+            on_trouble=lambda problem: log.warning("stored ids wait", problem=problem),
+        )
         self._calls = Calls(
             authenticator=self._authenticator,
             permits=self._permits,
@@ -223,6 +229,7 @@ class Worker:
             cors_origins=settings.cors_origins,
             address_window=_address_window(settings),
             credential_ready=self._token_keeper.ready,
+            owners=self._owners,
         )
         self._lane = Lane(
             self._calls.handle,
@@ -266,8 +273,10 @@ class Worker:
                     self._recover(),
                     self._ledger.run_housekeeping(),
                     self._refusals.run(),
+                    self._owners.run(),
                     self._every(PRUNE_SECONDS, self._refusals.prune),
                     self._every(PERMITS_PRUNE_SECONDS, self._prune_permits),
+                    self._every(PRUNE_SECONDS, self._owners.prune),
                     self._tick(),
                     self._tell_state(),
                 )
@@ -352,6 +361,7 @@ class Worker:
             async with asyncio.timeout(SHIP_SECONDS_MAX):
                 await self._ledger.ship(self._journal)
                 await self._refusals.write_some()
+                await self._owners.write_rest()
         except (LedgerAway, TimeoutError) as error:
             self._log.warning("rows left in the journal", problem=str(error))
 

@@ -97,6 +97,18 @@ class ModelNotAllowed(GatewayError):
     message = "This token may not use this model."
 
 
+class BatchesNotAllowed(GatewayError):
+    """A batch is one call with many in it, whose models are named where nobody looks."""
+
+    status = 403
+    reason = "model_not_allowed"
+    retry = False
+    message = (
+        "A token with a limit or a list of models may not begin batches, unless it has the scope "
+        "'batches'."
+    )
+
+
 class MonthlyLimitReached(GatewayError):
     """A spent month. `headers` carry x-kaixu-limit, x-kaixu-remaining and x-kaixu-reset."""
 

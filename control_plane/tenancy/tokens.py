@@ -22,7 +22,7 @@ from gateway.auth.token import digest, hint, is_well_formed
 from gateway.ids import IdMaker
 from gateway.sql import load_queries
 
-SCOPES: Final = ("calls", "usage:read")
+SCOPES: Final = ("batches", "calls", "usage:read")
 NAME_CHARS_MAX: Final = 200
 MODELS_MAX: Final = 100
 MODEL_CHARS_MAX: Final = 256

@@ -9,6 +9,7 @@ from typing import Final
 from gateway.permit_limit import PermitLimit
 
 CALLS_SCOPE: Final = "calls"
+BATCHES_SCOPE: Final = "batches"
 
 Subject = tuple[str, str]  # kind and id: ("token", "0193…"), as in the change log
 
@@ -53,6 +54,10 @@ class Caller:
     def may_call(self) -> bool:
         """Return whether this token is for making calls."""
         return CALLS_SCOPE in self.scopes
+
+    def may_batch(self) -> bool:
+        """Return whether this token may begin batches, in which no limit and no list holds."""
+        return BATCHES_SCOPE in self.scopes or not (self.limits or self.has_model_list)
 
     @property
     def has_model_list(self) -> bool:

@@ -16,11 +16,13 @@ import msgspec
 
 from gateway.metering.anthropic_messages import AnthropicMessages
 from gateway.metering.aws_event_stream import AwsEventParser, is_aws_events
+from gateway.metering.batch_results import BatchResults
 from gateway.metering.bedrock_converse import BedrockConverse
 from gateway.metering.bedrock_invoke import BedrockInvoke
 from gateway.metering.cohere import Cohere, CohereChat
 from gateway.metering.decoding import DECODERS, DecodedTooLarge, Decoder, DecodingStopped
 from gateway.metering.gemini_generate import GeminiGenerate
+from gateway.metering.gemini_interactions import GeminiInteractions
 from gateway.metering.json_lines import MEDIA_TYPES, LineParser
 from gateway.metering.json_parts import object_in_tail, objects_in_head
 from gateway.metering.mistral_ocr import MistralOcr
@@ -49,8 +51,12 @@ class MeterFormat(StrEnum):
     OPENAI_EMBEDDINGS = "openai.embeddings"  # rerank and images too
     OPENAI_AUDIO = "openai.audio"  # Mistral's too
     MISTRAL_OCR = "mistral.ocr"
+    OPENAI_BATCH = "openai.batch"  # the batch itself tells as a response does
+    OPENAI_BATCH_OUTPUT = "openai.batch_output"
     ANTHROPIC_MESSAGES = "anthropic.messages"
+    ANTHROPIC_BATCH_RESULTS = "anthropic.batch_results"
     GEMINI_GENERATE = "gemini.generate"
+    GEMINI_INTERACTIONS = "gemini.interactions"
     COHERE_CHAT = "cohere.chat"
     COHERE_META = "cohere.meta"  # chat of version 1, embeddings, rerank
     OLLAMA = "ollama"
@@ -67,8 +73,10 @@ READERS: Final[Mapping[str, Callable[[], UsageReader]]] = MappingProxyType(
         MeterFormat.OPENAI_EMBEDDINGS: OpenAIEmbeddings,
         MeterFormat.OPENAI_AUDIO: OpenAIAudio,
         MeterFormat.MISTRAL_OCR: MistralOcr,
+        MeterFormat.OPENAI_BATCH: OpenAIResponses,
         MeterFormat.ANTHROPIC_MESSAGES: AnthropicMessages,
         MeterFormat.GEMINI_GENERATE: GeminiGenerate,
+        MeterFormat.GEMINI_INTERACTIONS: GeminiInteractions,
         MeterFormat.COHERE_CHAT: CohereChat,
         MeterFormat.COHERE_META: Cohere,
         MeterFormat.OLLAMA: Ollama,
@@ -77,6 +85,7 @@ READERS: Final[Mapping[str, Callable[[], UsageReader]]] = MappingProxyType(
         MeterFormat.VERTEX_PREDICT: VertexPredict,
     }
 )
+_RESULTS: Final = frozenset({MeterFormat.OPENAI_BATCH_OUTPUT, MeterFormat.ANTHROPIC_BATCH_RESULTS})
 
 
 class Meter(Protocol):
@@ -290,7 +299,7 @@ class WholeMeter:
 class DecodingMeter:
     """Opens a content encoding for the meter behind it. Stops for good at what it can't open."""
 
-    def __init__(self, meter: StreamMeter | WholeMeter, decoder: Decoder) -> None:
+    def __init__(self, meter: Meter, decoder: Decoder) -> None:
         """`meter` gets the decoded copy."""
         self._meter = meter
         self._decoder = decoder
@@ -368,24 +377,31 @@ def open_meter(
     """
     if endpoint_meter == MeterFormat.NONE or status >= _STATUS_ERROR_MIN:
         return NullMeter()
-    reader = READERS[endpoint_meter]()
-    if not reader.answers_in_json_only and _is_otherwise(content_type):
-        return NullMeter()
-    reader.read_headers(headers)
-    meter: StreamMeter | WholeMeter
-    if is_in_lines(content_type):
-        meter = StreamMeter(reader, parser=LineParser)
-    elif is_aws_events(content_type):
-        meter = StreamMeter(reader, parser=AwsEventParser)
-    elif _is_events(content_type, stream=stream):
-        meter = StreamMeter(reader)
+    meter: Meter
+    if endpoint_meter in _RESULTS:
+        meter = BatchResults()
     else:
-        meter = WholeMeter(reader)
+        reader = READERS[endpoint_meter]()
+        if not reader.answers_in_json_only and _is_otherwise(content_type):
+            return NullMeter()
+        reader.read_headers(headers)
+        meter = _meter_of(reader, stream=stream, content_type=content_type)
     encoding = content_encoding.strip().lower()
     if encoding in (b"", b"identity"):
         return meter
     decoder = DECODERS.get(encoding)
     return DecodingMeter(meter, decoder()) if decoder else NullMeter(Flag.UNDECODABLE)
+
+
+def _meter_of(reader: UsageReader, *, stream: bool, content_type: bytes) -> Meter:
+    """Return what reads an answer of this type, its encoding removed."""
+    if is_in_lines(content_type):
+        return StreamMeter(reader, parser=LineParser)
+    if is_aws_events(content_type):
+        return StreamMeter(reader, parser=AwsEventParser)
+    if _is_events(content_type, stream=stream):
+        return StreamMeter(reader)
+    return WholeMeter(reader)
 
 
 def is_in_lines(content_type: bytes) -> bool:

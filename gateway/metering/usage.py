@@ -12,7 +12,7 @@ import json
 import math
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any, Final, Literal
 
@@ -47,6 +47,8 @@ class Flag(StrEnum):
     EVENT_TOO_LARGE = "event_too_large"  # an event was skipped
     DECODED_TOO_LARGE = "decoded_too_large"  # a compressed answer swelled: metering stopped
     UNDECODABLE = "undecodable"  # the content encoding is unknown or broken: metering stopped
+    DEFERRED = "deferred"  # of something whose usage is told later, or that was begun before
+    METERED_BEFORE = "metered_before"  # the usage was in a row already: left out of this one
     METER_FAILED = "meter_failed"  # a defect of ours: metering stopped
 
 
@@ -77,6 +79,30 @@ class Usage:
     flags: tuple[str, ...] = ()
     vendor_usage: bytes | None = None  # raw JSON object, at most VENDOR_USAGE_BYTES_MAX
     source: Source = "none"
+
+
+# What a vendor says of work that goes on: its usage, if there is any, is not the last word.
+UNFINISHED: Final = frozenset(
+    {"queued", "in_progress", "validating", "finalizing", "cancelling", "canceling"}
+)
+
+
+def told_later(usage: Usage, *, retrieves: bool, defers: bool) -> Usage:
+    """Return the usage that a row may tell of an object which others may tell of as well.
+
+    `retrieves`: the answer was about something made before: only its last word counts, for what
+    a row tells is never told again. `defers`: more is to come, from who retrieves it.
+    """
+    if not retrieves and not defers:
+        return usage
+    is_open = usage.finish_reason in UNFINISHED or (retrieves and usage.source != "vendor")
+    if is_open:
+        told = dict.fromkeys(METERS)
+        usage = replace(usage, source="none", vendor_usage=None, **told)  # type: ignore[arg-type]
+    is_deferred = usage.source == "none" if defers else usage.source != "none"
+    if not is_deferred:
+        return usage
+    return replace(usage, flags=(*usage.flags, Flag.DEFERRED.value))
 
 
 METERS: Final = (

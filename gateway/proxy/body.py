@@ -65,6 +65,7 @@ class Members(msgspec.Struct):
     background: msgspec.Raw = _ABSENT
     models: msgspec.Raw = _ABSENT
     content: msgspec.Raw = _ABSENT
+    store: msgspec.Raw = _ABSENT
     contents: msgspec.Raw = _ABSENT
     document: msgspec.Raw = _ABSENT
     documents: msgspec.Raw = _ABSENT
@@ -126,6 +127,10 @@ class DecidingFields:
     has_stream_options: bool
     text: bytes = field(repr=False)
     members: Members = field(repr=False)
+
+    def stores(self, *, by_default: bool) -> bool:
+        """Return whether the vendor is asked to keep what it answers."""
+        return by_default if self.members.store is _ABSENT else bytes(self.members.store) == b"true"
 
     @property
     def says_stream(self) -> bool:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
-from typing import Any, Final, Protocol
+from typing import Any, Final, NamedTuple, Protocol
 
 import orjson
 
@@ -32,6 +32,14 @@ class Status(StrEnum):
     VENDOR_ERROR = "vendor_error"
     VENDOR_BROKE = "vendor_broke"
     INTERRUPTED = "interrupted"  # by a defect of ours; also what a killed process leaves
+
+
+class MeteredObject(NamedTuple):
+    """A stored object whose usage a row tells; `is_retrieved`: another call made it."""
+
+    vendor_id: str
+    object_id: str
+    is_retrieved: bool
 
 
 class CallLog(Protocol):
@@ -88,6 +96,7 @@ class CallRecord:
         "_vendor",
         "closed",
         "http_status",
+        "metered_object",
         "vendor_request_id",
     )
 
@@ -102,6 +111,8 @@ class CallRecord:
         self._first_byte_at: float | None = None
         self.http_status: int | None = None
         self.vendor_request_id: str | None = None
+        # The stored object whose usage this is: the ledger takes it once.
+        self.metered_object: MeteredObject | None = None
 
     def open(
         self,
@@ -211,6 +222,10 @@ class CallRecord:
         }
         for name in METERS:
             row[name] = getattr(usage, name)
+        if self.metered_object is not None and usage.source != "none":
+            row["metered_vendor_id"] = self.metered_object.vendor_id
+            row["metered_object"] = self.metered_object.object_id
+            row["metered_again"] = self.metered_object.is_retrieved
         if usage.vendor_usage is not None:
             row["vendor_usage"] = orjson.Fragment(usage.vendor_usage)
         try:

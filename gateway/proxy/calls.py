@@ -15,12 +15,9 @@ from typing import Final, Protocol
 from gateway.auth.authenticate import token_candidates
 from gateway.auth.caller import Caller, Subject
 from gateway.errors import (
-    BodyInvalid,
     DatabaseAway,
     Draining,
     GatewayError,
-    ModelNotAllowed,
-    NoRoute,
     ScopeNotAllowed,
     TokenMissing,
     VendorBroke,
@@ -29,20 +26,25 @@ from gateway.permit_limit import PermitLimit
 from gateway.proxy.address_window import AddressWindow
 from gateway.proxy.call_record import CallRecord, RecordKeeper, Status, header_text
 from gateway.proxy.cloud_paths import find, guess_wire
-from gateway.proxy.endpoints import Endpoint, Match, in_format
+from gateway.proxy.endpoints import Match, in_format
 from gateway.proxy.error_responses import error_response
 from gateway.proxy.exchange import Exchange
-from gateway.proxy.headers import upstream_headers, upstream_query
+from gateway.proxy.held_relay import HeldRelay
 from gateway.proxy.live_calls import LiveCalls
 from gateway.proxy.model_list import ModelDirectory
+from gateway.proxy.preparation import (
+    BeforeCall,
+    Preparation,
+    Request,
+    header_of,
+    request_head,
+)
 from gateway.proxy.relay import Outcome, Relay, RelayTimes
-from gateway.proxy.request_body import Fields, check_models_of_path, read_fields, renamed
-from gateway.proxy.routing import Route, RoutingTable, Target
+from gateway.proxy.routing import RoutingTable, Target
+from gateway.proxy.stored_calls import StoredCalls, StoredRecords
 from gateway.proxy.upstream import Origin, UpstreamConnection, UpstreamPool
-from gateway.proxy.vendor_credentials import credential_lines
 
 ATTEMPTS_MAX: Final = 2  # the second only when a reused connection died before any byte
-HOOK_SECONDS_MAX: Final = 1.0  # for whoever looks at calls before they go
 
 _SESSION_HEADERS: Final = frozenset(
     (b"x-claude-code-session-id", b"session-id", b"x-session-id", b"x-session-affinity")
@@ -52,7 +54,7 @@ _HEALTHY: Final = b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\nx-content-type-optio
 Limits = tuple[Subject, ...]
 # A page may send what its SDK sends: the token in it is what counts.
 _PREFLIGHT: Final = (
-    b"HTTP/1.1 204 No Content\r\naccess-control-allow-methods: GET, POST\r\n"
+    b"HTTP/1.1 204 No Content\r\naccess-control-allow-methods: GET, POST, PATCH, DELETE\r\n"
     b"access-control-allow-headers: *, authorization\r\naccess-control-max-age: 600\r\n\r\n"
 )
 
@@ -115,20 +117,7 @@ class CallMetrics(Protocol):
         """Count its end."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CallFacts:
-    """What a hook is told about a call; never its body's text, which comes beside it."""
-
-    call_id: str
-    caller: Caller
-    endpoint: str
-    vendor: str
-    model: str | None
-    stream: bool
-
-
 CredentialReady = Callable[[Target], Awaitable[None]]
-BeforeCall = Callable[[CallFacts, bytes], Awaitable[None]]
 OnRefusal = Callable[[GatewayError, Caller | None], None]
 OnDefect = Callable[[str, BaseException], None]
 
@@ -180,6 +169,7 @@ class Calls:
         loop: asyncio.AbstractEventLoop,
         cors_origins: Collection[str] = (),
         address_window: AddressWindow | None = None,
+        owners: StoredRecords,
         before_call: BeforeCall | None = None,
         credential_ready: CredentialReady | None = None,
         wall_clock: Callable[[], float] = time.time,
@@ -191,7 +181,7 @@ class Calls:
         the Unix seconds that signatures are made with.
         `cors_origins` are the web origins whose pages may call, `routing` gives the present table,
         `lease_holds` says whether this worker may admit calls, `on_defect(call_id, exception)` is
-        told of what must not happen.
+        told of what must not happen, `owners` know who made what vendors store.
         """
         self._authenticator = authenticator
         self._permits = permits
@@ -210,9 +200,10 @@ class Calls:
         self._times = times
         self._loop = loop
         self._cors_origins = frozenset(origin.encode() for origin in cors_origins)
-        self._before_call = before_call
         self._credential_ready = credential_ready
         self._wall_clock = wall_clock
+        self._stored = StoredCalls(owners)
+        self._preparation = Preparation(routing=routing, owners=owners, before_call=before_call)
         self._relays: set[Relay] = set()
         self.draining = False
 
@@ -236,7 +227,10 @@ class Calls:
             if match.endpoint.is_own:
                 self._answer_models(call, match)
             else:
-                await self._dispatch(call, await self._prepare(call, match))
+                request = await self._preparation.prepare(
+                    exchange, match, caller=caller, call_id=call_id
+                )
+                await self._dispatch(call, request)
         except GatewayError as error:
             self.refuse(exchange, error, call_id=call_id, caller=call.caller if call else None)
         except asyncio.CancelledError:
@@ -291,12 +285,12 @@ class Calls:
 
     def _is_preflight(self, exchange: Exchange) -> bool:
         """Let pages of configured origins read answers; return whether one only asks if it may."""
-        origin = _header(exchange, b"origin")
+        origin = header_of(exchange, b"origin")
         if origin not in self._cors_origins:
             return False
         exchange.cors_origin = origin
         return exchange.method == b"OPTIONS" and (
-            _header(exchange, b"access-control-request-method") is not None
+            header_of(exchange, b"access-control-request-method") is not None
         )
 
     # who
@@ -367,71 +361,7 @@ class Calls:
 
     # where, and on
 
-    async def _prepare(self, call: Call, match: Match) -> "_Request":
-        """Return what goes to whom. The client's body is held by nothing else from here on."""
-        endpoint, exchange, caller = match.endpoint, call.exchange, call.caller
-        body = await exchange.read_body(org_id=caller.org_id)
-        fields = read_fields(
-            body,
-            endpoint=endpoint,
-            headers=exchange.headers,
-            model_required=_has_to_name_model(endpoint, caller),
-        )
-        model = fields.model
-        if match.model_in_path is not None:
-            check_models_of_path(fields, match.model_in_path, endpoint=endpoint)
-            model = match.model_in_path
-        if endpoint.lists_models and caller.has_model_list:
-            raise ModelNotAllowed
-        if model is not None and not caller.may_use(model):
-            raise ModelNotAllowed(param="model")
-        if caller.has_model_list and (
-            fields.further_models is None or not all(map(caller.may_use, fields.further_models))
-        ):
-            raise ModelNotAllowed(param="models")
-        if fields.background:
-            raise BodyInvalid(
-                "An answer that is fetched later can't be metered yet. Leave out 'background'.",
-                param="background",
-            )
-        route = self._routing().route(
-            wire_name=endpoint.routed_by, vendor=match.vendor, model=model
-        )
-        stream = fields.stream if fields.says_stream else endpoint.streams_by_default
-        stream = stream or endpoint.always_streams
-        stream = stream or (endpoint.has_stream_format and fields.streams_events)
-        sent = _edited(
-            body,
-            fields,
-            route=route,
-            match=match,
-            stream=stream,
-            is_compressed=_header(exchange, b"content-encoding") is not None,
-        )
-        target, path = route.targets[0], _path(match, route)
-        if target.signer is not None and target.signer.refuses(path):
-            raise NoRoute("The gateway does not call that project or location.")
-        if self._before_call is not None:
-            facts = CallFacts(
-                call_id=call.id,
-                caller=caller,
-                endpoint=endpoint.name,
-                vendor=target.name,
-                model=model,
-                stream=stream,
-            )
-            async with asyncio.timeout(HOOK_SECONDS_MAX):
-                await self._before_call(facts, body)
-        return _Request(
-            endpoint=endpoint,
-            path=path,
-            target=target,
-            model=model,
-            stream=stream,
-            sent=sent,
-        )
-
-    async def _dispatch(self, call: Call, request: "_Request") -> None:
+    async def _dispatch(self, call: Call, request: Request) -> None:
         """Send the request and see its answer through; once more if no byte of one ever came."""
         limits = call.caller.limits if request.endpoint.counts else ()
         previous: str | None = None
@@ -468,6 +398,10 @@ class Calls:
             outcome = await self._outcome(call, relay)
             if outcome is Outcome.ANSWERED:
                 return
+            if outcome is Outcome.HELD:
+                assert isinstance(relay, HeldRelay)
+                await self._stored.pass_on(relay, request, caller=call.caller, call_id=call.id)
+                return
             if outcome is Outcome.REFUSED:
                 raise relay.error or VendorBroke()
             previous = attempt_id
@@ -487,7 +421,7 @@ class Calls:
     def _send(
         self,
         call: Call,
-        request: "_Request",
+        request: Request,
         connection: UpstreamConnection,
         *,
         limits: Limits,
@@ -499,7 +433,9 @@ class Calls:
         """Open the record and write to the vendor. Nothing waits in here: it is one step."""
         exchange = call.exchange
         record = CallRecord(self._records)
-        relay = Relay(
+        stored = self._stored.watch(request, caller=call.caller, call_id=call.id)
+        relay_class = HeldRelay if stored is not None and stored.facts.is_held else Relay
+        relay = relay_class(
             exchange=exchange,
             record=record,
             endpoint=request.endpoint,
@@ -512,13 +448,14 @@ class Calls:
             may_retry=connection.reused and attempt < ATTEMPTS_MAX,
             times=self._times,
             loop=self._loop,
+            stored=stored,
         )
         try:
             if call.cut_by is not None:  # between two attempts, when there was nothing to cut
                 raise call.cut_by
             if not self._lease_holds():
                 raise DatabaseAway
-            head = _request_head(exchange, request, now=self._wall_clock())
+            head = request_head(exchange, request, now=self._wall_clock())
             record.open(
                 attempt_id=attempt_id,
                 call_id=call.id,
@@ -554,101 +491,6 @@ class Calls:
             self._metrics.stream_closed()
             self._relays.discard(relay)
             call.relay = None
-
-
-@dataclass(slots=True, kw_only=True)
-class _Sent:
-    """What goes up in place of the client's body."""
-
-    body: bytes = field(repr=False)
-    asked_usage: bool  # the gateway asked for the usage event
-    drop_content_encoding: bool
-
-    def forget(self) -> None:
-        """Let the body go: there won't be another attempt."""
-        self.body = b""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Request:
-    endpoint: Endpoint
-    path: str  # as the client named it, but for an alias in it
-    target: Target
-    model: str | None  # as the client named it
-    stream: bool
-    sent: _Sent
-
-
-def _has_to_name_model(endpoint: Endpoint, caller: Caller) -> bool:
-    """Return whether a body needs a model: a vendor's default may not be on the token's list."""
-    if endpoint.model_in != "body":
-        return False
-    return not endpoint.has_default_model or caller.has_model_list
-
-
-def _edited(
-    body: bytes,
-    fields: Fields,
-    *,
-    route: Route,
-    match: Match,
-    stream: bool,
-    is_compressed: bool,
-) -> _Sent:
-    """Return the body as it goes up: the client's own bytes, but for an alias and the usage."""
-    endpoint = match.endpoint
-    asks_usage = (
-        stream and endpoint.asks_usage and route.targets[0].asks_usage and not fields.asks_usage
-    )
-    sent = renamed(
-        fields,
-        endpoint=endpoint,
-        model=route.model if route.alias is not None else None,
-        model_in_path=match.model_in_path,
-        asks_usage=asks_usage,
-    )
-    if sent is None:
-        return _Sent(body=body, asked_usage=False, drop_content_encoding=False)
-    return _Sent(body=sent, asked_usage=asks_usage, drop_content_encoding=is_compressed)
-
-
-def _request_head(exchange: Exchange, request: _Request, *, now: float) -> bytes:
-    """Return the request line and headers that go to the vendor. Raises VendorKeyRefused."""
-    target = request.target
-    path = target.kind.target_path(target.base.path, request.path)
-    query = upstream_query(exchange.query)
-    headers = upstream_headers(
-        exchange.headers,
-        target=target,
-        stream=request.stream,
-        body_length=None if request.endpoint.body == "none" else len(request.sent.body),
-        drop_content_encoding=request.sent.drop_content_encoding,
-    )
-    if target.signer is not None:
-        headers += credential_lines(
-            target,
-            method=exchange.method,
-            path=path,
-            query=query.decode("ascii"),
-            headers=headers,
-            body=request.sent.body,
-            now=now,
-        )
-    asked = path.encode("ascii") + (b"?" + query if query else b"")
-    return b"%b %b HTTP/1.1\r\n%b\r\n" % (exchange.method, asked, headers)
-
-
-def _path(match: Match, route: Route) -> str:
-    if match.endpoint.model_in == "path" and route.alias is not None and route.model is not None:
-        return match.path_for(route.model)
-    return match.path
-
-
-def _header(exchange: Exchange, wanted: bytes) -> bytes | None:
-    for name, value in exchange.headers:
-        if name == wanted:
-            return value
-    return None
 
 
 def _session_id(exchange: Exchange) -> str | None:

@@ -15,6 +15,15 @@ from urllib.parse import quote, unquote_to_bytes
 from gateway.errors import MethodNotAllowed, NoRoute, RequestInvalid
 from gateway.metering.meter import MeterFormat
 from gateway.proxy.routing import model_problem
+from gateway.proxy.stored_paths import (
+    STORED_PATHS,
+    STORES_CHAT,
+    STORES_CONTAINER,
+    STORES_RESPONSE,
+    StoredPath,
+    StoredUse,
+    find_stored,
+)
 from gateway.vendors import anthropic, cohere, gemini, ollama, openai
 from gateway.vendors.registry import InvalidVendorName, check_vendor_name
 from gateway.vendors.vendor import StreamErrorEvent, WireFormat
@@ -38,7 +47,8 @@ class Endpoint:
     - `has_inner_models`: each of the body's `requests` names the model once more.
     - `has_stream_format`: it answers in events where `stream_format` is "sse".
     - `lists_models`: its answer names models that a token may not use.
-    - `has_items`: its body may name what the vendor stored by an item's id alone.
+    - `items_in`: the member of its body whose items may name what is stored by their id alone.
+    - `stored`: what it does with stored objects, None where it has nothing to do with any.
     - `stream_error_event`: ends its streams in place of the wire format's.
     - `always_streams`: the path alone says that the answer is a stream.
     - `streams_by_default`: the answer is a stream where the body does not say.
@@ -53,13 +63,14 @@ class Endpoint:
     counts: bool = False
     generates: bool = False
     model_in: Literal["body", "path", "none"] = "none"
-    body: Literal["json", "form", "form or json", "none"] = "none"
+    body: Literal["json", "form", "form or json", "none", "upload"] = "none"
     has_default_model: bool = False
     asks_usage: bool = False
     has_inner_models: bool = False
     has_stream_format: bool = False
     lists_models: bool = False
-    has_items: bool = False
+    items_in: str | None = None
+    stored: StoredUse | None = None
     stream_error_event: StreamErrorEvent | None = None
     always_streams: bool = False
     streams_by_default: bool = False
@@ -78,7 +89,7 @@ class Match:
 
     `path` is what follows the vendor's name, as sent; `model_in_path` is decoded, without the
     prefix `models/`. `around`: what stands before and after the model, where the path is not
-    Gemini's.
+    Gemini's. `object_id` is the vendor's name for the stored object that the path names.
     """
 
     endpoint: Endpoint
@@ -86,6 +97,7 @@ class Match:
     path: str
     model_in_path: str | None = None
     around: tuple[str, str] | None = None
+    object_id: str | None = None
 
     def path_for(self, model: str) -> str:
         """Return `path` with another model in it, for an alias; only where it names a model."""
@@ -109,8 +121,9 @@ CHAT_COMPLETIONS: Final = Endpoint(
     model_in="body",
     body="json",
     asks_usage=True,
+    stored=STORES_CHAT,
 )
-COMPLETIONS: Final = replace(CHAT_COMPLETIONS, name="completions")
+COMPLETIONS: Final = replace(CHAT_COMPLETIONS, name="completions", stored=None)
 RESPONSES: Final = Endpoint(
     name="responses",
     wire=openai.FORMAT,
@@ -120,16 +133,18 @@ RESPONSES: Final = Endpoint(
     generates=True,
     model_in="body",
     body="json",
-    has_items=True,
+    items_in="input",
+    stored=STORES_RESPONSE,
     stream_error_event=openai.response_failed_event,
 )
-RESPONSES_COMPACT: Final = replace(RESPONSES, name="responses.compact")
+RESPONSES_COMPACT: Final = replace(RESPONSES, name="responses.compact", stored=None)
 RESPONSES_INPUT_TOKENS: Final = replace(
     RESPONSES,
     name="responses.input_tokens",
     meter=MeterFormat.NONE,
     counts=False,
     generates=False,
+    stored=None,
 )
 EMBEDDINGS: Final = Endpoint(
     name="embeddings",
@@ -146,7 +161,9 @@ RERANK: Final = replace(EMBEDDINGS, name="rerank")
 CONTEXTUALIZED_EMBEDDINGS: Final = replace(EMBEDDINGS, name="embeddings.contextualized")
 MULTIMODAL_EMBEDDINGS: Final = replace(EMBEDDINGS, name="embeddings.multimodal")
 # Mistral's, which reports unasked.
-FIM_COMPLETIONS: Final = replace(CHAT_COMPLETIONS, name="fim.completions", asks_usage=False)
+FIM_COMPLETIONS: Final = replace(
+    CHAT_COMPLETIONS, name="fim.completions", asks_usage=False, stored=None
+)
 IMAGES_GENERATIONS: Final = replace(EMBEDDINGS, name="images.generations", has_default_model=True)
 IMAGES_EDITS: Final = replace(IMAGES_GENERATIONS, name="images.edits", body="form or json")
 IMAGES_VARIATIONS: Final = replace(IMAGES_EDITS, name="images.variations", body="form")
@@ -181,6 +198,7 @@ MESSAGES: Final = Endpoint(
     generates=True,
     model_in="body",
     body="json",
+    stored=STORES_CONTAINER,
 )
 COUNT_TOKENS: Final = Endpoint(
     name="messages.count_tokens",
@@ -342,11 +360,35 @@ _VERBS: Final[Mapping[str, Endpoint]] = MappingProxyType(
     }
 )
 
+
+def _stored_endpoint(one: StoredPath) -> Endpoint:
+    return Endpoint(
+        name=one.name,
+        wire=one.wire,
+        methods=frozenset({one.method}),
+        meter=one.meter,
+        counts=one.counts,
+        generates=one.generates,
+        model_in=one.model_in,
+        body=one.body,
+        has_default_model=one.has_default_model,
+        items_in=one.items_in,
+        stored=one.use,
+        stream_error_event=(
+            openai.response_failed_event if one.name.startswith("responses.") else None
+        ),
+    )
+
+
+_STORED: Final[Mapping[StoredPath, Endpoint]] = MappingProxyType(
+    {one: _stored_endpoint(one) for one in STORED_PATHS}
+)
+
 _MODELS: Final = "models/"
 _TUNED: Final = "tunedModels/"
 _COLLECTIONS: Final = ("/models/", "/tunedModels/", "/model/", "/deployments/")
 _VERSIONS: Final = ("/v1/", "/v1beta/")
-_OWN: Final = (*_VERSIONS, "/v2/", "/api/")  # no vendor's name
+_OWN: Final = (*_VERSIONS, "/v2/", "/api/", "/upload/")  # no vendor's name
 _OF_COHERE: Final = tuple(path for path, one in _EXACT.items() if one.wire is cohere.FORMAT)
 _OF_OLLAMA: Final = tuple(path for path, one in _EXACT.items() if one.wire is ollama.FORMAT)
 
@@ -371,14 +413,22 @@ def find(path: str, *, method: bytes, headers: Headers) -> Match:
     if match.path in _IN_FORMAT_PATHS:
         match = in_format(match, _format_of_headers(headers).name)
     if method not in match.endpoint.methods:
-        allow = b", ".join(sorted(match.endpoint.methods)).decode()
-        raise MethodNotAllowed(headers={"allow": allow})
+        raise _not_allowed(match.endpoint.methods)
     return match
+
+
+def _not_allowed(methods: Iterable[bytes]) -> MethodNotAllowed:
+    allow = b", ".join(sorted(methods)).decode()
+    return MethodNotAllowed(headers={"allow": allow})
 
 
 def in_format(match: Match, wire_name: str) -> Match:
     """Return what the same path means in a wire format; unchanged where it means nothing there."""
     endpoint = _IN_FORMAT.get((match.path, wire_name))
+    if endpoint is None and match.endpoint.stored is not None and match.path not in _EXACT:
+        for one, _ in find_stored(match.path):
+            if one.wire.name == wire_name and {one.method} == match.endpoint.methods:
+                endpoint = _STORED[one]
     return match if endpoint is None else replace(match, endpoint=endpoint)
 
 
@@ -409,12 +459,29 @@ def _read(path: str, *, method: bytes, headers: Headers) -> Match:
     exact = _EXACT.get(below)
     if exact is not None:
         return Match(endpoint=exact, vendor=vendor, path=below)
+    stored = _read_stored(below, vendor=vendor, method=method, headers=headers)
+    if stored is not None:
+        return stored
     for version in _VERSIONS:
         if below.startswith(version):
             return _read_models(
                 below, below[len(version) :], vendor=vendor, method=method, headers=headers
             )
     raise NoRoute
+
+
+def _read_stored(path: str, *, vendor: str | None, method: bytes, headers: Headers) -> Match | None:
+    """Return what a path of stored objects means, None where it is none."""
+    found = find_stored(path)
+    if not found:
+        return None
+    wire = _format_of_headers(headers)  # decides only where two formats have the same path
+    if any(one.wire is wire for one, _ in found):
+        found = [(one, object_id) for one, object_id in found if one.wire is wire]
+    for one, object_id in found:
+        if one.method == method:
+            return Match(endpoint=_STORED[one], vendor=vendor, path=path, object_id=object_id)
+    raise _not_allowed(one.method for one, _ in found)
 
 
 def _read_models(

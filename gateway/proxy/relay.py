@@ -31,6 +31,7 @@ from gateway.proxy.error_responses import mask_keys, stream_error
 from gateway.proxy.exchange import Exchange, Headers
 from gateway.proxy.headers import downstream_headers
 from gateway.proxy.routing import Target
+from gateway.proxy.stored_answer import StoredAnswer
 from gateway.proxy.upstream import UpstreamConnection
 
 ERROR_BODY_BYTES_MAX: Final = 1024 * 1024  # held to look for the vendor key; a longer one is broken
@@ -53,6 +54,7 @@ class Outcome(Enum):
 
     ANSWERED = auto()  # nothing: the client has its answer, or is gone
     RETRY = auto()  # a reused connection died before any byte: another attempt may be made
+    HELD = auto()  # a HeldRelay has the whole answer: it is to be passed on
     REFUSED = auto()  # nothing was written to the client yet: `error` is to be told
 
 
@@ -90,11 +92,13 @@ class Relay:
         may_retry: bool,
         times: RelayTimes,
         loop: asyncio.AbstractEventLoop,
+        stored: StoredAnswer | None = None,
     ) -> None:
         """What is handed in.
 
         `take_usage_out`: the stream's usage event is there because the gateway asked for it.
-        `on_answer()`: an answer begins, so that the request won't be sent again.
+        `on_answer()`: an answer begins, so that the request won't be sent again. `stored`: it has
+        to do with stored objects.
         """
         self.outcome = loop.create_future()
         self.error: GatewayError | None = None
@@ -111,6 +115,7 @@ class Relay:
         self._may_retry = may_retry
         self._times = times
         self._loop = loop
+        self._stored = stored
         self._started = self._last_byte = loop.time()
         self._status = 0
         self._reason = b""
@@ -165,6 +170,8 @@ class Relay:
             content_encoding=content_encoding,
             headers=self._headers,
         )
+        if self._stored is not None:
+            self._stored.begin(content_type=content_type, content_encoding=content_encoding)
         self._is_events = content_type.partition(b";")[0].strip().lower() == b"text/event-stream"
         if is_aws_events(content_type):
             self._is_events, self._boundary = True, FrameBoundary()
@@ -197,7 +204,13 @@ class Relay:
             self._exchange.send(passed)
             if self._is_events:
                 self._boundary.feed(passed)
+        self._feed(data)
+
+    def _feed(self, data: bytes) -> None:
+        """Let those have the copy who read it."""
         self._meter.feed(data)
+        if self._stored is not None:
+            self._stored.feed(data)
 
     def on_read_done(self) -> None:
         """Write what one read brought."""
@@ -213,7 +226,7 @@ class Relay:
         """Have it in the journal that the client may have all, before it gets the end mark."""
         self._record.note_end(
             self._final_status(),
-            self._meter.usage_so_far(),
+            self._told(self._meter.usage_so_far()),
             bytes_up=self._bytes_up,
             bytes_down=self._bytes_down,
         )
@@ -426,11 +439,20 @@ class Relay:
         usage = self._meter.finish(complete=complete) if self._status else Usage()
         self._record.close(
             status,
-            usage,
+            self._told(usage),
             reason=reason,
             bytes_up=self._bytes_up,
             bytes_down=self._bytes_down,
         )
+
+    def _told(self, usage: Usage) -> Usage:
+        """Return the usage as the row tells it; whose it is, where that is stored."""
+        stored = self._stored
+        if stored is None or not 0 < self._status < STATUS_ERROR_MIN:
+            return usage
+        stored.finish()
+        self._record.metered_object = stored.metered_object
+        return stored.usage(usage)
 
     def _abort_vendor(self) -> None:
         connection, self.connection = self.connection, None

@@ -4,15 +4,19 @@ Which of them a path takes is in the table of endpoints; what else comes is refu
 """
 
 from collections.abc import Sequence
+from typing import Final
 
-from gateway.errors import BodyInvalid, UnsupportedBody
+from gateway.errors import NotYours, UnsupportedBody
 from gateway.proxy import body as bodies
 from gateway.proxy import multipart
 from gateway.proxy.body import DecidingFields
 from gateway.proxy.endpoints import Endpoint
 from gateway.proxy.inner_models import inner_models
 from gateway.proxy.multipart import FormFields
-from gateway.proxy.stored_objects import check_fields_name_none, check_names_none
+from gateway.proxy.stored_objects import name_of_object
+from gateway.vendors import gemini
+
+_MODELS: Final = "models/"
 
 Headers = Sequence[tuple[bytes, bytes]]
 Fields = DecidingFields | FormFields
@@ -23,14 +27,10 @@ def read_fields(
 ) -> Fields:
     """Return what a whole body says.
 
-    Raises BodyInvalid, UnsupportedBody, BodyTooLarge; NotYours where it names a stored object.
+    Raises BodyInvalid, UnsupportedBody, BodyTooLarge; NotYours where a form names a stored object.
     """
     content_types = [value for name, value in headers if name == b"content-type"]
     encoding = next((value for name, value in headers if name == b"content-encoding"), None)
-    if endpoint.body == "none":
-        if body:
-            raise BodyInvalid("This endpoint takes no body.")
-        return bodies.read_deciding_fields(b"{}", content_encoding=None, model_required=False)
     if endpoint.body != "json" and _is_form(content_types, endpoint=endpoint):
         form = multipart.read_form(
             body,
@@ -38,15 +38,15 @@ def read_fields(
             content_encoding=encoding,
             model_required=model_required,
         )
-        check_fields_name_none(multipart.name_segments(form.names))
+        param = name_of_object(multipart.name_segments(form.names))
+        if param is not None:
+            raise NotYours(f"'{param}' names a stored object, which no form may.", param=param)
         return form
     for content_type in content_types:
         bodies.check_content_type(content_type)
-    fields = bodies.read_deciding_fields(
+    return bodies.read_deciding_fields(
         body, content_encoding=encoding, model_required=model_required
     )
-    check_names_none(fields.text, has_items=endpoint.has_items)
-    return fields
 
 
 def check_models_of_path(fields: Fields, model_in_path: str, *, endpoint: Endpoint) -> None:
@@ -82,6 +82,8 @@ def renamed(
             model = None  # the vendor decides by the path
         else:
             model = _with_prefix(fields.model.removesuffix(model_in_path), model)
+    elif model is not None and endpoint.wire is gemini.FORMAT and fields.model is not None:
+        model = _with_prefix(_MODELS if fields.model.startswith(_MODELS) else "", model)
     if model is None and not asks_usage and not inner:
         return None
     return bodies.edited(fields, model=model, asks_usage=asks_usage, inner=inner)

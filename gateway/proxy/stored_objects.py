@@ -1,12 +1,12 @@
-"""Objects that vendors keep under the gateway's own key, and the bodies that name one.
+"""Which objects a body names that a vendor keeps under the gateway's own key.
 
-Files, responses, conversations, containers, cached contents belong to the org that made them. The
-gateway does not yet record which one that was, so a body that names any is refused: one org never
-reaches what another one stored.
+Files, responses, conversations, containers, cached contents belong to the org that made them, so
+each id that a body names has to be the caller's. Who owns an id is not known here: bytes in, names
+and ids out.
 
 Names are looked for at any depth, in all wire formats alike: vendors take over each other's. Most
 bodies cost only a search for the names, quoted, and for an escape that could hide a letter of one;
-the others are opened and walked. Of a member that is there twice both values are looked at. What
+the others are opened and walked. Of a member that is there twice both values are taken. What
 a vendor hands to the model as it stands (tools' schemas and arguments) or keeps for the client
 (metadata) may have such names in it and names nothing.
 """
@@ -14,10 +14,12 @@ a vendor hands to the model as it stands (tools' schemas and arguments) or keeps
 import json
 import re
 from collections.abc import Iterable, Iterator
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 from urllib.parse import unquote
 
-from gateway.errors import BodyInvalid, NotYours
+from gateway.errors import BodyInvalid
+
+NAMED_MAX: Final = 1_000  # ids in one body; a conversation with a thousand files is none
 
 # Their value is an id, a list of ids, or an object with an `id`.
 _REFERENCES: Final = frozenset(
@@ -72,6 +74,10 @@ _REASONING_ID: Final = "rs_"  # OpenAI's; other vendors' reasoning is whole with
 
 _FILES_API: Final = "generativelanguage"
 _FOREIGN_URI: Final = re.compile(r"(?:gs|https?)://[!-~]+", re.IGNORECASE)
+# The one way in which the Files API writes the URI of a file; group 1 is the file's name.
+_FILE_URI: Final = re.compile(
+    r"(?:https://generativelanguage\.googleapis\.com/v1(?:beta)?/)?(files/[A-Za-z0-9_-]+)"
+)
 
 _NAMES: Final = sorted(_REFERENCES | _URIS | {_SKILL})
 # Its first letter is looked at before the names: that makes the search six times as fast.
@@ -91,42 +97,82 @@ _DECODER: Final = json.JSONDecoder(
 )
 
 
-def check_names_none(text: bytes, *, has_items: bool = False) -> None:
-    """Raise NotYours where a body names a stored object, BodyInvalid where it can't be read.
+STORED_NAMES: Final = (*_NAMES, *sorted(_OBJECTS))  # every member that may name something stored
 
-    `has_items`: the body is of the Responses API, whose `input` may name stored items.
+
+class Named(NamedTuple):
+    """An id that a body names, and the member that does."""
+
+    param: str
+    object_id: str
+
+
+def named_objects(text: bytes, *, items_in: str | None = None) -> tuple[Named, ...]:
+    """Return the stored objects that a body names, each once, in no order.
+
+    `items_in` is the member whose items may name stored ones by their id alone: `input` of the
+    Responses API, `items` of a conversation. Raises BodyInvalid where a body can't be read.
     """
-    if not _is_suspect(text) and not (has_items and _SUSPECT_ITEM.search(text)):
-        return
+    document = _suspect_document(text, items_in=items_in)
+    return () if document is None else _checked(_named_in(document, items_in=items_in))
+
+
+def named_in_line(text: bytes) -> tuple[Named, ...]:
+    """Return the stored objects that one line of a batch names: in its body, and beside it.
+
+    Raises BodyInvalid where it can't be read.
+    """
+    document = _suspect_document(text, items_in="input")
+    if document is None:
+        return ()
+    found = list(_named_in(document, items_in=None))
+    for name, value in document if isinstance(document, tuple) else ():
+        if name == "body" and isinstance(value, tuple):
+            found += _named_in(value, items_in="input")
+    return _checked(found)
+
+
+def _suspect_document(text: bytes, *, items_in: str | None) -> Any:  # noqa: ANN401 - JSON
+    """Return a body opened, None where nothing in it can be the name of an object."""
+    if not _is_suspect(text) and not (items_in and _SUSPECT_ITEM.search(text)):
+        return None
     try:
-        document = _DECODER.decode(text.decode("utf-8", "surrogatepass"))
+        return _DECODER.decode(text.decode("utf-8", "surrogatepass"))
     except (ValueError, RecursionError) as error:
         raise BodyInvalid from error
+
+
+def _named_in(document: Any, *, items_in: str | None) -> Iterator[Named]:  # noqa: ANN401 - JSON
     for members in _objects(document):
         for name, value in members:
-            if _names_one(name, value, members):
-                raise NotYours(_message(name), param=name)
-    if has_items:
-        for name, value in document:
-            if name == "input" and isinstance(value, list) and any(map(_is_stored, value)):
-                raise NotYours(_message(name), param=name)
+            for object_id in _ids_named(name, value, members):
+                yield Named(name, object_id)
+    for name, value in document if items_in and isinstance(document, tuple) else ():
+        if name == items_in and isinstance(value, list):
+            for item in value:
+                for object_id in _stored_ids(item):
+                    yield Named(name, object_id)
 
 
-def check_fields_name_none(names: Iterable[str]) -> None:
-    """Raise NotYours where a form has a field whose name, or a part of it, is one of an object."""
+def _checked(found: Iterable[Named]) -> tuple[Named, ...]:
+    unique = tuple(dict.fromkeys(found))
+    if len(unique) > NAMED_MAX:
+        raise BodyInvalid(f"The request body names more than {NAMED_MAX} stored objects.")
+    return unique
+
+
+def name_of_object(names: Iterable[str]) -> str | None:
+    """Return the first name that is one of a stored object: of a form's fields, or their parts."""
     for name in names:
         if name in _REFERENCES or name in _URIS or name == _SKILL:
-            raise NotYours(_message(name), param=name)
+            return name
+    return None
 
 
 def _is_suspect(text: bytes) -> bool:
     if _SUSPECT.search(text):
         return True
     return _ESCAPE in text and _ESCAPED_LETTER.search(text) is not None
-
-
-def _message(name: str) -> str:
-    return f"'{name}' names an object stored at the vendor that the gateway does not know as yours."
 
 
 def _objects(document: Any) -> Iterator[tuple[Any, ...]]:  # noqa: ANN401 - JSON
@@ -147,26 +193,30 @@ def _objects(document: Any) -> Iterator[tuple[Any, ...]]:  # noqa: ANN401 - JSON
             waiting += value
 
 
-def _names_one(name: str, value: Any, members: tuple[Any, ...]) -> bool:  # noqa: ANN401 - JSON
-    if name in _REFERENCES:
-        return _is_reference(value)
-    if name in _OBJECTS:
-        return isinstance(value, tuple) and _is_reference(value)
-    if name == _SKILL:
-        return _is_reference(value) and _texts(members, "type") != {"anthropic"}
-    return name in _URIS and isinstance(value, str) and not _is_foreign(value)
+def _ids_named(name: str, value: Any, members: tuple[Any, ...]) -> Iterator[str]:  # noqa: ANN401 - JSON
+    """Yield the ids that one member names."""
+    if name in _URIS:
+        if isinstance(value, str) and not _is_foreign(value):
+            plain = _FILE_URI.fullmatch(value)
+            yield plain[1] if plain else value
+    elif (
+        name in _REFERENCES
+        or (name in _OBJECTS and isinstance(value, tuple))
+        or (name == _SKILL and _texts(members, "type") != {"anthropic"})
+    ):
+        yield from _ids_in(value)
 
 
-def _is_reference(value: Any) -> bool:  # noqa: ANN401 - JSON
+def _ids_in(value: Any) -> Iterator[str]:  # noqa: ANN401 - JSON
     match value:
         case str():
-            return value != ""
+            if value:
+                yield value
         case list():
-            return any(map(_is_reference, value))
+            for one in value:
+                yield from _ids_in(one)
         case tuple():
-            return bool(_texts(value, "id"))
-        case _:
-            return False
+            yield from _texts(value, "id")
 
 
 def _is_foreign(uri: str) -> bool:
@@ -174,23 +224,23 @@ def _is_foreign(uri: str) -> bool:
     return bool(_FOREIGN_URI.fullmatch(uri)) and _FILES_API not in unquote(uri).lower()
 
 
-def _is_stored(item: Any) -> bool:  # noqa: ANN401 - JSON
-    """Return whether an item of a Responses input is the name of one that the vendor stored."""
+def _stored_ids(item: Any) -> set[str]:  # noqa: ANN401 - JSON
+    """Return the ids of an item that is only the name of one that the vendor stored."""
     if not isinstance(item, tuple):
-        return False
+        return set()
     ids = _texts(item, "id")
     if not ids:
-        return False
+        return ids
     kinds = [value for name, value in item if name == "type"]
     if len(kinds) > 1 or "item_reference" in kinds:
-        return True
+        return ids
     kind = kinds[0] if kinds else None
     if not isinstance(kind, str):
-        return not _holds(item, "content")
+        return set() if _holds(item, "content") else ids
     if kind not in _CARRIES or _holds(item, _CARRIES[kind]):
-        return False
+        return set()
     is_whole = kind == "reasoning" and _holds(item, "content")
-    return not is_whole or any(one.startswith(_REASONING_ID) for one in ids)
+    return ids if not is_whole or any(one.startswith(_REASONING_ID) for one in ids) else set()
 
 
 def _texts(members: tuple[Any, ...], wanted: str) -> set[str]:

@@ -49,6 +49,7 @@ RESERVED_VENDOR_NAMES: Final = frozenset(
         "models",
         "projects",
         "publishers",
+        "upload",
         "v1",
         "v1beta",
         "v1beta1",

@@ -65,6 +65,7 @@ KINDS: Final = {
     "gemini.streamGenerateContent": "gemini",
     "gemini.countTokens": "gemini",
     "gemini.embedContent": "gemini",
+    "gemini.interactions": "gemini",
     "cohere.chat": "cohere",
     "cohere.chat.v1": "cohere",
     "cohere.embed": "cohere",
@@ -116,14 +117,13 @@ UNKNOWN_KEY: Final = b'"API_KEY_INVALID"'
 EXCEPTIONS_MAX: Final = 3  # exchanges that differ on purpose, beside a 401 and what is stored
 # How the recorded requests name what is stored at the vendor.
 STORED: Final = re.compile(
-    rb'"(?:previous_response_id|file_id|cachedContent)": ?"|"vector_store_ids": ?\["|'
+    rb'"(?:previous_response_id|previous_interaction_id|file_id|cachedContent)": ?"|'
+    rb'"vector_store_ids": ?\["|'
     rb"https://generativelanguage\.googleapis\.com/v1beta/files/"
 )
 NOT_YOURS: Final = "a stored object becomes our 404"
-UNMETERED: Final = "an answer that could not be metered becomes our 400"
 # What the gateway refuses by itself: status, reason, and how many exchanges there are.
-REFUSALS: Final = {NOT_YOURS: (404, "not_yours", 13), UNMETERED: (400, "body_invalid", 2)}
-BACKGROUND: Final = re.compile(rb'"background": ?true')
+REFUSALS: Final = {NOT_YOURS: (404, "not_yours", 13)}
 
 pytestmark = [
     pytest.mark.journey,
@@ -223,8 +223,6 @@ class Exchange:
             return "a refused key becomes our 502"
         if self.status == 400 and UNKNOWN_KEY in self.answer:
             return "a key refused by a 400 becomes our 502"
-        if self.api.endswith(".responses") and BACKGROUND.search(self.body):
-            return UNMETERED
         return NOT_YOURS if STORED.search(self.body) else ""
 
     @property

@@ -18,6 +18,11 @@ Any credential that is not empty and comes in the API's own header is good. One 
 the input is counted in words, an answer has as many words as it was asked to have (1 to 1,000; else
 20), each an event of a stream. A kilobyte of a file, begun, is one token more.
 
+What it stores (responses, conversations, chat completions with `store`, files, batches, cached
+contents, interactions) is kept in memory and answered on the vendors' own paths; a body that names
+what is not there is a 404. What is to be fetched later is done when it is fetched; a batch is no
+line of the tally.
+
 The model's name asks for behaviour; a name that is not in this list is answered normally.
 
     sim-slow-E-M, sim-slow-ExM   a stream of E words, M milliseconds before each piece

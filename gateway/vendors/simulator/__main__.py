@@ -32,6 +32,14 @@ from gateway.vendors.simulator.formats import FORMATS, Ask, AskInvalid, Format
 from gateway.vendors.simulator.media_paths import PICTURES, SPEECH, TRANSCRIPTIONS, form_of
 from gateway.vendors.simulator.openai_answers import MODERATIONS, RERANK
 from gateway.vendors.simulator.openai_paths import COMPLETIONS, EMBEDDINGS, RESPONSES
+from gateway.vendors.simulator.shelf import Missing, Shelf
+from gateway.vendors.simulator.stored_paths import (
+    StoredRoute,
+    begin_in_background,
+    find_route,
+    keep_response,
+    response_of,
+)
 from gateway.vendors.simulator.tally import Tally
 
 LISTEN_BACKLOG: Final = 4096
@@ -131,6 +139,7 @@ class Server:
         self._tally = tally
         self._refusals = Refusals()
         self._ids = IdMaker(time.time)
+        self._shelf = Shelf()
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Serve one connection to its end."""
@@ -148,7 +157,11 @@ class Server:
         await connection.close()
 
     async def _answer(self, connection: Connection, request: Request) -> None:
-        route = route_of(request)
+        stored = find_route(self._shelf, request)
+        route = None if stored is not None else route_of(request)
+        if stored is not None:
+            await self._answer_stored(connection, request, stored)
+            return
         wire = FORMATS["openai"] if route is None else route.format
         key = credential_of(request, wire.name)
         call = Call(
@@ -168,15 +181,69 @@ class Server:
             await self._list(call, route.model)
         else:
             try:
-                ask = wire.read(document_of(request), route.model, route.verb, request.query)
+                document = document_of(request)
+                ask = wire.read(document, route.model, route.verb, request.query)
+                self._shelf.check_named(document)
             except (AskInvalid, RecursionError) as error:
                 await call.send_error(400, str(error))
                 return
+            except Missing:
+                await call.send_error(404, "There is no object of this name.")
+                return
             call = call.asking(ask)
+            if document.get("background") is True and wire is RESPONSES:
+                await self._begin(call, document)
+                return
             if route.verb == "count":
                 await call.send(200, wire.count(ask.input_tokens))
             else:
+                self._keep(call, document)
                 await self._generate(call)
+
+    async def _answer_stored(
+        self, connection: Connection, request: Request, route: StoredRoute
+    ) -> None:
+        """Answer what is about stored objects."""
+        wire = route.format
+        key = credential_of(request, wire.name)
+        call = Call(
+            connection=connection,
+            request=request,
+            format=wire,
+            ask=NOTHING_ASKED,
+            id=self._ids.new(),
+            key=key,
+            refusals=self._refusals,
+        )
+        if not key:
+            await call.send_error(401, "You didn't provide an API key.")
+            return
+        try:
+            answer = route.answer()
+        except Missing:
+            await call.send_error(404, "There is no object of this name.")
+        except (AskInvalid, RecursionError) as error:
+            await call.send_error(400, str(error))
+        else:
+            kind, length = ("content-type", answer.content_type), str(len(answer.body))
+            headers = [*call.headers(), kind, ("content-length", length)]
+            await connection.write(head(answer.status, headers) + answer.body)
+
+    def _keep(self, call: Call, document: Mapping[str, Any]) -> None:
+        """Keep an answer that is about to be given, where it is to be kept."""
+        if call.format is RESPONSES:
+            whole = response_of(dict(document), call.plain())
+            keep_response(self._shelf, dict(document), whole)
+        elif call.request.path == "/v1/chat/completions" and document.get("store") is True:
+            self._shelf.put("chat_completions", call.call_id, orjson.loads(call.plain()))
+
+    async def _begin(self, call: Call, document: Mapping[str, Any]) -> None:
+        """Answer that the work is begun, and is to be fetched."""
+        await self._note(call)
+        whole = response_of(dict(document), call.plain())
+        begun = begin_in_background(self._shelf, whole)
+        await call.send(200, orjson.dumps(begun))
+        self._note_done(call, call.spent._asdict())
 
     async def _list(self, call: Call, model: str) -> None:
         if not model:
@@ -186,7 +253,8 @@ class Server:
         else:
             await call.send_error(404, f"The model '{model}' does not exist.")
 
-    async def _generate(self, call: Call) -> None:
+    async def _note(self, call: Call) -> None:
+        """Have a call in the tally before anything of its answer goes out."""
         self._tally.note(
             {
                 "id": call.request_id,
@@ -199,6 +267,12 @@ class Server:
             }
         )
         await self._tally.sync()
+
+    def _note_done(self, call: Call, usage: Mapping[str, int]) -> None:
+        self._tally.note({"id": call.request_id, "done": True, "at": time.time(), "usage": usage})
+
+    async def _generate(self, call: Call) -> None:
+        await self._note(call)
         behave, first, second = behaviour(call.ask.model)
         try:
             spent = await behave(call, first, second)
@@ -206,10 +280,7 @@ class Server:
             self._tally.note({"id": call.request_id, "left": True, "at": time.time()})
             raise
         if spent is not None:
-            usage = spent._asdict()
-            self._tally.note(
-                {"id": call.request_id, "done": True, "at": time.time(), "usage": usage}
-            )
+            self._note_done(call, spent._asdict())
 
 
 def document_of(request: Request) -> Mapping[str, Any]:

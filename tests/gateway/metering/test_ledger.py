@@ -410,3 +410,85 @@ async def test_a_journal_that_cannot_be_read_does_not_keep_others_from_recovery(
     [left] = orphans(tmp_path, boot_id="boot")
     assert left.worker_id == unreadable
     left.release()
+
+
+VENDOR = str(uuid.UUID(int=9))
+OBJECT = {"metered_vendor_id": VENDOR, "metered_object": "resp_1", "metered_again": True}
+TOLD = {"input_tokens": 3, "output_tokens": 4, "vendor_usage": {"a": 1}, "flags": ["deferred"]}
+
+
+async def metered_rows(owner: asyncpg.Connection) -> list[asyncpg.Record]:
+    return await owner.fetch(
+        "SELECT id::text, usage_source, output_tokens, flags, vendor_usage FROM usage_events "
+        "ORDER BY ordinal"
+    )
+
+
+@pytest.mark.parametrize("in_one_batch", [True, False])
+async def test_the_usage_of_a_stored_object_is_in_one_row(
+    owner: asyncpg.Connection, gateway_pool: asyncpg.Pool, *, in_one_batch: bool
+) -> None:
+    ledger = Ledger(gateway_pool)
+    begun = make_row(**OBJECT, usage_source="none", flags=["deferred"])
+    first, second = (compact(make_row(**OBJECT, **TOLD, counted=False)) for _ in range(2))
+    other = compact(make_row(**{**OBJECT, "metered_object": "resp_2"}, **TOLD))
+    rows = [compact(begun), first, second, other]
+    for batch in [rows] if in_one_batch else [[row] for row in rows]:
+        await ledger.append(batch)
+    told = await metered_rows(owner)
+    assert [row["output_tokens"] for row in told] == [None, 4, None, 4]
+    assert [row["usage_source"] for row in told] == ["none", "vendor", "none", "vendor"]
+    flags = [["deferred"], ["deferred"], ["metered_before"], ["deferred"]]
+    assert [row["flags"] for row in told] == flags
+    assert told[2]["vendor_usage"] is None
+    await check_books(owner)
+
+
+async def test_a_row_that_is_sent_again_keeps_its_object(
+    owner: asyncpg.Connection, gateway_pool: asyncpg.Pool
+) -> None:
+    ledger = Ledger(gateway_pool)
+    first, second = (compact(make_row(**OBJECT, **TOLD)) for _ in range(2))
+    for batch in ([first], [first, second], [second, first]):
+        await ledger.append(batch)
+    assert [row["output_tokens"] for row in await metered_rows(owner)] == [4, None]
+    await check_books(owner)
+
+
+async def test_the_usage_of_an_object_is_claimed_once_by_many_at_the_same_time(
+    owner: asyncpg.Connection, gateway_pool: asyncpg.Pool
+) -> None:
+    rows = [compact(make_row(**OBJECT, **TOLD)) for _ in range(20)]
+    await asyncio.gather(*(Ledger(gateway_pool).append([row]) for row in rows))
+    told = await metered_rows(owner)
+    assert sorted(row["output_tokens"] or 0 for row in told) == [0] * 19 + [4]
+    await check_books(owner)
+
+
+@pytest.mark.parametrize("retrieved_first", [True, False])
+async def test_calls_that_made_something_tell_their_usage_each(
+    owner: asyncpg.Connection, gateway_pool: asyncpg.Pool, *, retrieved_first: bool
+) -> None:
+    ledger = Ledger(gateway_pool)
+    made = [compact(make_row(**{**OBJECT, "metered_again": False}, **TOLD)) for _ in range(2)]
+    again = compact(make_row(**OBJECT, **TOLD))
+    for row in [again, made[0]] if retrieved_first else [*made, again]:
+        await ledger.append([row])
+    due = [4, None] if retrieved_first else [4, 4, None]
+    assert [row["output_tokens"] for row in await metered_rows(owner)] == due
+    await check_books(owner)
+
+
+async def test_a_row_that_is_put_aside_claims_nothing(
+    owner: asyncpg.Connection, gateway_pool: asyncpg.Pool
+) -> None:
+    ledger = Ledger(gateway_pool)
+    bad = compact(make_row(**OBJECT, **{**TOLD, "output_tokens": -1}))
+    good = compact(make_row(**OBJECT, **TOLD))
+    await ledger.append([bad, good])
+    assert [row["output_tokens"] for row in await metered_rows(owner)] == [4]
+
+
+def compact(row: bytes) -> bytes:
+    """Return a row as a call's record writes it."""
+    return json.dumps(json.loads(row), separators=(",", ":")).encode()

@@ -82,6 +82,7 @@ FORMATS = {
     "gemini.generateContent": MeterFormat.GEMINI_GENERATE,
     "gemini.streamGenerateContent": MeterFormat.GEMINI_GENERATE,
     "gemini.countTokens": MeterFormat.GEMINI_GENERATE,
+    "gemini.interactions": MeterFormat.GEMINI_INTERACTIONS,
     "vertex.generateContent": MeterFormat.GEMINI_GENERATE,
     "vertex.streamGenerateContent": MeterFormat.GEMINI_GENERATE,
     "vertex.countTokens": MeterFormat.GEMINI_GENERATE,

@@ -5,7 +5,8 @@ import contextlib
 import json
 import ssl
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -24,6 +25,9 @@ from gateway.proxy.live_calls import LiveCalls
 from gateway.proxy.model_list import ModelDirectory
 from gateway.proxy.relay import RelayTimes
 from gateway.proxy.routing import RoutingTable, Target
+from gateway.proxy.stored_calls import StoredRecords
+from gateway.proxy.stored_ids import Stored
+from gateway.proxy.stored_owners import Holding
 from gateway.proxy.upstream import UpstreamPool, make_dial
 from gateway.vendors.registry import KINDS
 
@@ -209,6 +213,42 @@ class Counted:
         self.finished.append(usage)
 
 
+class Owned:
+    """Who made what, in memory."""
+
+    def __init__(self) -> None:
+        self.holdings: dict[str, Holding] = {}
+        self.away: GatewayError | None = None
+
+    def note(
+        self, stored: Iterable[Stored], *, caller: Caller, vendor_id: str, call_id: str
+    ) -> None:
+        for one in stored:
+            held = Holding(
+                vendor_id=vendor_id,
+                org_id=caller.org_id,
+                kind=one.kind.value,
+                parent_id=one.parent_id,
+            )
+            self.holdings.setdefault(one.object_id, held)
+
+    async def find(
+        self, object_ids: Collection[str], *, org_id: str, vendor_ids: Collection[str]
+    ) -> dict[str, Holding]:
+        if self.away is not None:
+            raise self.away
+        return {
+            object_id: held
+            for object_id, held in self.holdings.items()
+            if object_id in object_ids and held.org_id == org_id and held.vendor_id in vendor_ids
+        }
+
+    async def find_listed(
+        self, object_ids: Collection[str], *, org_id: str, vendor_id: str
+    ) -> dict[str, Holding]:
+        return await self.find(object_ids, org_id=org_id, vendor_ids=(vendor_id,))
+
+
 @dataclass
 class Answer:
     """What a client got."""
@@ -222,7 +262,7 @@ class Answer:
 class Rig:
     """Everything between one raw client and one scripted vendor."""
 
-    def __init__(self) -> None:
+    def __init__(self, owners: StoredRecords | None = None) -> None:
         loop = asyncio.get_running_loop()
         self.vendor = ScriptedVendor(script=no_script)
         self.units = Units(left=1_000_000)
@@ -246,6 +286,7 @@ class Rig:
             expires_at=2e9,
             limits=(("token", "token-1"),),
         )
+        self.owned = Owned()
         self.authenticated = Authenticated(self.caller)
         self.live = LiveCalls(on_cut_failed=self.defects.append)
         self.targets: list[Target] = []
@@ -275,6 +316,7 @@ class Rig:
             times=self.times,
             loop=loop,
             cors_origins=("https://ide.example",),
+            owners=owners or self.owned,
         )
         self.lane = Lane(
             self.calls.handle, self.calls.refuse, loop=loop, on_defect=self.defects.append
@@ -283,7 +325,7 @@ class Rig:
 
     def target(self, kind: str, *, asks_usage: bool = False, path: str = "") -> Target:
         return Target(
-            vendor_id="vendor-1",
+            vendor_id=str(uuid.uuid5(uuid.NAMESPACE_DNS, kind)),
             name=kind,
             kind=KINDS[kind],
             base=check_base_url(f"http://127.0.0.1:{self.vendor.port}{path}", allow_private=True),
@@ -338,11 +380,21 @@ class Rig:
 async def open_rig() -> AsyncIterator[Rig]:
     """Serve a rig; at its end nothing may be open any more, and no defect have been told."""
     made = Rig()
+    async with running(made, made.vendor.serve):
+        yield made
+
+
+Serve = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
+
+
+@asynccontextmanager
+async def running(made: Rig, serve: Serve) -> AsyncIterator[None]:
+    """Run a rig's gateway before a vendor that answers all three formats."""
     loop = asyncio.get_running_loop()
     loop.set_exception_handler(
         lambda _, about: made.defects.append(about.get("exception", RuntimeError(str(about))))
     )
-    vendor = await asyncio.start_server(made.vendor.serve, "127.0.0.1", 0)
+    vendor = await asyncio.start_server(serve, "127.0.0.1", 0)
     made.vendor.port = vendor.sockets[0].getsockname()[1]
     server = await loop.create_server(made.lane.protocol, "127.0.0.1", 0, backlog=4096)
     made.port = server.sockets[0].getsockname()[1]
@@ -352,7 +404,7 @@ async def open_rig() -> AsyncIterator[Rig]:
         made.target("gemini"),
     ]
     try:
-        yield made
+        yield
     finally:
         server.close()
         vendor.close()

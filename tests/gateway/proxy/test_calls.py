@@ -838,8 +838,7 @@ async def test_fallback_models_are_held_against_the_tokens_list(rig: Rig) -> Non
 
 
 async def test_an_answer_that_nobody_could_meter_is_refused(rig: Rig) -> None:
-    body = {"model": "gpt-5", "input": "hi", "background": True}
-    answer = await rig.ask("/v1/responses", body)
+    answer = await rig.ask("/v1/chat/completions", {**CHAT, "background": True})
     assert (answer.status, answer.headers["x-kaixu-reason"]) == (400, "body_invalid")
     assert json.loads(answer.body)["error"]["param"] == "background"
     rig.vendor.script = answers(plain(200, {"created": 1, "data": []}))

@@ -5,15 +5,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.errors import BodyInvalid, NotYours
-from gateway.proxy.stored_objects import check_names_none
+from gateway.errors import BodyInvalid
+from gateway.proxy.stored_objects import Named, named_in_line, named_objects
 
 FILES_API = "https://generativelanguage.googleapis.com/v1beta/files/abc"
 
 
-def check(document: object, *, has_items: bool = True) -> None:
+def named(document: object, *, items_in: str | None = "input") -> set[Named]:
     text = document if isinstance(document, bytes) else json.dumps(document).encode()
-    check_names_none(text, has_items=has_items)
+    return set(named_objects(text, items_in=items_in))
 
 
 @pytest.mark.parametrize(
@@ -54,10 +54,10 @@ def check(document: object, *, has_items: bool = True) -> None:
     ],
     ids=json.dumps,
 )
-def test_what_names_a_stored_object_is_refused(document: dict[str, Any]) -> None:
-    with pytest.raises(NotYours) as caught:
-        check(document, has_items=False)
-    assert caught.value.param
+def test_what_names_a_stored_object_is_found(document: dict[str, Any]) -> None:
+    (found,) = named(document, items_in=None)
+    assert f'"{found.param}"' in json.dumps(document)
+    assert found.object_id in json.dumps(document)
 
 
 @pytest.mark.parametrize(
@@ -76,10 +76,11 @@ def test_what_names_a_stored_object_is_refused(document: dict[str, Any]) -> None
     ],
     ids=json.dumps,
 )
-def test_an_item_that_the_vendor_would_look_up_is_refused(item: dict[str, Any]) -> None:
-    with pytest.raises(NotYours) as caught:
-        check({"input": [{"role": "user", "content": "hi"}, item]})
-    assert caught.value.param == "input"
+def test_an_item_that_the_vendor_would_look_up_is_found(item: dict[str, Any]) -> None:
+    items = [{"role": "user", "content": "hi"}, item]
+    assert named({"input": items}) == {Named("input", item["id"])}
+    assert named({"items": items}, items_in="items") == {Named("items", item["id"])}
+    assert not named({"items": items})
 
 
 @pytest.mark.parametrize(
@@ -113,8 +114,8 @@ def test_an_item_that_the_vendor_would_look_up_is_refused(item: dict[str, Any]) 
     ],
     ids=json.dumps,
 )
-def test_what_names_nothing_passes(document: dict[str, Any]) -> None:
-    check(document)
+def test_what_names_nothing_has_no_names(document: dict[str, Any]) -> None:
+    assert not named(document)
 
 
 @pytest.mark.parametrize(
@@ -131,9 +132,16 @@ def test_what_names_nothing_passes(document: dict[str, Any]) -> None:
         "//generativelanguage.googleapis.com/v1beta/files/abc",
     ],
 )
-def test_a_uri_that_may_be_of_the_files_api_is_refused(uri: str) -> None:
-    with pytest.raises(NotYours):
-        check({"contents": [{"parts": [{"fileData": {"fileUri": uri}}]}]})
+def test_a_uri_that_may_be_of_the_files_api_is_found_as_it_stands(uri: str) -> None:
+    due = "files/abc" if uri == "files/abc" else uri
+    document = {"contents": [{"parts": [{"fileData": {"fileUri": uri}}]}]}
+    assert named(document) == {Named("fileUri", due)}
+
+
+@pytest.mark.parametrize("version", ["v1", "v1beta"])
+def test_a_plain_uri_of_the_files_api_names_its_file(version: str) -> None:
+    uri = f"https://generativelanguage.googleapis.com/{version}/files/abc-1"
+    assert named({"file_data": {"file_uri": uri}}) == {Named("file_uri", "files/abc-1")}
 
 
 @pytest.mark.parametrize(
@@ -159,13 +167,12 @@ def test_a_uri_that_may_be_of_the_files_api_is_refused(uri: str) -> None:
     ],
 )
 def test_no_way_of_writing_hides_a_name(text: bytes) -> None:
-    with pytest.raises(NotYours):
-        check(text)
+    assert named(text)
 
 
 def test_what_is_nested_too_deeply_to_be_walked_is_refused() -> None:
     with pytest.raises(BodyInvalid):
-        check(b'{"file_id":' + b"[" * 100_000 + b"]" * 100_000 + b"}")
+        named(b'{"file_id":' + b"[" * 100_000 + b"]" * 100_000 + b"}")
 
 
 nested = st.recursive(
@@ -183,5 +190,30 @@ def test_a_name_is_found_wherever_it_stands(before: object, after: object, depth
     document: Any = {"a": before, "file_id": "file-1", "b": after}
     for _ in range(depth):
         document = {"content": [before, document], "tools": after}
-    with pytest.raises(NotYours):
-        check({"model": "m", "input": document})
+    assert named({"model": "m", "input": document}) == {Named("file_id", "file-1")}
+
+
+def test_both_values_of_a_member_are_taken_and_all_of_a_list() -> None:
+    text = b'{"previous_response_id":"r1","previous_response_id":"r2","file_ids":["f1",["f2"]]}'
+    assert {one.object_id for one in named(text)} == {"r1", "r2", "f1", "f2"}
+
+
+def test_a_body_names_a_bounded_number() -> None:
+    with pytest.raises(BodyInvalid):
+        named({"file_ids": [str(number) for number in range(1001)]})
+
+
+@pytest.mark.parametrize(
+    ("line", "object_id"),
+    [
+        (b'{"body":{"input":[{"type":"item_reference","id":"msg_1"}]}}', "msg_1"),
+        (b'{"body":{"type":"tool_use","input":[{"content":[{"file_id":"f"}]}]}}', "f"),
+        (b'{"body":{"messages":[{"content":[{"file":{"file_id":"f"}}]}]}}', "f"),
+        (b'{"b\\u006fdy":{"type":"tool_use","input":[{"file_id":"f"}]}}', "f"),
+        (b'{"body":{"previous_response_id":"r"},"body":{}}', "r"),
+        (b'{"custom_id":"1","file_id":"f"}', "f"),
+    ],
+)
+def test_a_line_of_a_batch_is_read_in_its_body_and_beside_it(line: bytes, object_id: str) -> None:
+    assert [one.object_id for one in named_in_line(line)] == [object_id]
+    assert not named_in_line(b'{"custom_id":"1","body":{"model":"m","messages":[]}}')
