@@ -47,3 +47,26 @@ def test_pages_behind_megabytes_of_pictures_are_found() -> None:
 def test_an_answer_that_was_cut_tells_no_pages() -> None:
     body = json.dumps({"pages": [], "usage_info": {"pages_processed": 29}}).encode()
     assert measured(body[:-3], complete=False).pages is None
+
+
+def test_an_error_inside_an_answer_is_told_in_whatever_it_comes() -> None:
+    for content_type, body in (
+        (b"application/json", b'{"error":"no"}'),
+        (b"text/event-stream", b'data: {"error":"no"}\n\n'),
+    ):
+        meter = open_meter(
+            MeterFormat.MISTRAL_OCR,
+            stream=False,
+            status=200,
+            content_type=content_type,
+            content_encoding=b"",
+        )
+        meter.feed(body)
+        usage = meter.finish(complete=True)
+        assert meter.stream_error
+        assert (usage.flags, usage.source) == ((Flag.IN_STREAM_ERROR,), "none")
+
+
+def test_what_is_no_json_is_flagged() -> None:
+    usage = measured(b'{"usage_info":')
+    assert (usage.pages, usage.source, usage.flags) == (None, "none", (Flag.UNREADABLE,))

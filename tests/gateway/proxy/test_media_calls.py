@@ -301,11 +301,16 @@ async def test_embeddings_of_gemini_are_metered(rig: Rig) -> None:
     for path, body in {
         "/v1beta/models/e:embedContent": {"content": {"parts": [{"text": "hi"}]}},
         "/v1beta/models/e:batchEmbedContents": batch("models/e", "models/e"),
+        "/v1/models/e:batchEmbedContents": {"requests": [{"content": {}}]},
+        "/v1beta/models/f:batchEmbedContents": {},
     }.items():
         assert (await rig.ask(path, body)).status == 200
         assert json.loads(rig.vendor.bodies[-1]) == body
         row = await rig.lines.row()
-        assert (row["endpoint"], row["model_requested"]) == (path.partition(":")[2], "e")
+        assert (row["endpoint"], row["model_requested"]) == (
+            path.partition(":")[2],
+            path.partition(":")[0][-1],
+        )
         assert (row["input_tokens"], row["usage_source"], row["counted"]) == (8, "vendor", True)
 
 
