@@ -31,6 +31,7 @@
 #define EPOLL_EVENTS 256
 #define ERRORS_MAX 1000         /* then there is nothing to measure */
 #define SAMPLES_MAX (16u << 20) /* 64 MiB; later ones are not kept */
+#define LATE_NS 100000ull       /* until it is looked again whether one is free */
 #define STALL_NS 60000000000ull /* without any byte: given up */
 #define HEADERS_MAX 32
 #define SECOND_NS 1000000000ull
@@ -516,7 +517,8 @@ static uint64_t keep_time(uint64_t now) {
             }
             if (tries == connections) { /* all are busy: it goes out late, and is told so */
                 late_calls += is_measuring;
-                return now + 100000;
+                next = now + LATE_NS;
+                break;
             }
             sent_by_clock++;
             start_call(&all[next_free], due);

@@ -6,9 +6,9 @@ has waited for them, so a tree's sum never goes back.
 
 import contextlib
 import os
-import select
 import signal
 import subprocess
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -208,13 +208,23 @@ def started(
 
 
 def read_line(process: "subprocess.Popen[str]", *, what: str, seconds: float) -> str:
-    """Return the next line of stdout. Raises RigError where none comes in time."""
+    """Return the next line of stdout. Raises RigError, and kills, where none comes in time."""
     assert process.stdout is not None
-    ready, _, _ = select.select([process.stdout], [], [], seconds)
-    line = process.stdout.readline() if ready else ""
+    is_late = threading.Event()
+
+    def give_up() -> None:
+        is_late.set()
+        process.kill()
+
+    overdue = threading.Timer(seconds, give_up)
+    overdue.start()
+    try:
+        line = process.stdout.readline()
+    finally:
+        overdue.cancel()
     if line.endswith("\n"):
         return line
-    if not ready:
+    if is_late.is_set():
         raise RigError(f"{what} said nothing for {seconds:.0f} s")
     with contextlib.suppress(subprocess.TimeoutExpired):  # between stdout's end and its own
         process.wait(END_SECONDS_MAX)

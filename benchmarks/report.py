@@ -144,8 +144,14 @@ def _workload(run: Run, workload: Workload) -> str:
             said = f"not timed ({len(failed)} of {len(measured)} rounds): {failed[0].error}"
             rows.append([name, said, *("" for _ in columns[1:])])
     head = ["system", *(title for title, _ in columns)]
-    table = _table(head, rows)
-    return f"**({workload.name})** {workload.title}\n\n{table}"
+    notes = [
+        f"{one.system}, round {one.round + 1}: {one.note}"
+        for name in names
+        for one in of(run, workload.name, name)
+        if one.note is not None
+    ]
+    told = "".join(f"\n\n{note}" for note in notes)
+    return f"**({workload.name})** {workload.title}\n\n{_table(head, rows)}{told}"
 
 
 def _columns(workload: Workload) -> list[tuple[str, str]]:

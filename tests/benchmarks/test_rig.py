@@ -5,7 +5,7 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Iterator
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
@@ -78,6 +78,13 @@ def test_an_answer_that_was_changed_on_the_way_is_not_timed(
             bench.run(SMALL, running, requests=4)
 
 
+def test_a_system_that_falls_behind_the_clock_is_told(bench: Bench) -> None:
+    slow = replace(FAST_STREAMS, connections=1, warm_seconds=0.0, seconds=0.2, answer="s2x50000")
+    told = bench.run(slow, bench.direct(), rate=1000)
+    assert not told.keeps_up(1000)
+    assert told.facts["calls_late"] > 0
+
+
 class Unknown(Workload):
     """Asks for a model that the vendor does not have."""
 
@@ -127,9 +134,11 @@ def test_the_rig_measures_ours_beside_nginx(
         assert one["error"] is None
         assert 1 < one["cpu_us"] < 10_000
         assert 10 < one["per_second"] < 1e6
-        assert 0 < one["latency"]["p50"] <= one["latency"]["p99"] <= one["latency"]["p999"]
+        if one["note"] is None:  # the machine was free enough
+            latency = one["latency"]
+            assert 0 < latency["p50"] <= latency["p99"] <= latency["p999"]
         assert 1 < one["memory_mib"] < 10_000
-    assert measured["ours"]["ledger_calls"] > measured["ours"]["per_second"]
+    assert measured["ours"]["ledger_calls"] > ENOUGH
     assert measured["ours"]["database_us"] > 0
     assert measured["nginx"]["database_us"] is None
     assert measured["ours"]["cpu_us"] > measured["nginx"]["cpu_us"] / 10
