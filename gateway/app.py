@@ -32,6 +32,7 @@ from gateway.connect_guard import ConnectGuard
 from gateway.errors import DatabaseAway, Draining, GatewayError
 from gateway.ids import IdMaker
 from gateway.log import Log
+from gateway.memory import find_trim
 from gateway.metering.allowance import Allowances
 from gateway.metering.allowance_store import AllowanceStore
 from gateway.metering.journal import Journal
@@ -71,6 +72,7 @@ STATE_SECONDS: Final = 0.1  # whether this worker is ready is looked at so often
 POOL_SWEEP_TICKS: Final = 5
 RECOVERY_SECONDS: Final = 5.0
 MODELS_SECONDS: Final = 300.0
+TRIM_SECONDS: Final = 30.0
 PRUNE_SECONDS: Final = 3600.0
 PERMITS_PRUNE_SECONDS: Final = 60.0  # one row for each address and slot, at the most
 
@@ -278,6 +280,7 @@ class Worker:
                     self._every(PERMITS_PRUNE_SECONDS, self._prune_permits),
                     self._every(PRUNE_SECONDS, self._owners.prune),
                     self._tick(),
+                    self._trim_memory(),
                     self._tell_state(),
                 )
             ]
@@ -507,6 +510,13 @@ class Worker:
             self._lane.sweep()
             if ticks % POOL_SWEEP_TICKS == 0:
                 self._upstream.sweep()
+
+    async def _trim_memory(self) -> None:
+        """Give back what a flood has left, for ever."""
+        trim = find_trim()
+        while True:
+            await asyncio.sleep(TRIM_SECONDS)
+            trim()
 
     async def _refresh_models(self) -> None:
         """Ask vendors for their lists: when there is a new table, and now and then."""

@@ -39,8 +39,8 @@ from gateway.proxy.client_peer import is_loopback, untaken_bytes
 from gateway.proxy.exchange import Exchange, Headers
 from gateway.proxy.request_head import (
     check_head,
-    has_too_many_spaces,
     is_path,
+    is_plain_line,
     without_upgrade,
 )
 
@@ -219,12 +219,12 @@ class ClientConnection(asyncio.Protocol):
             self._parser.feed_data(self._plain_head)
 
     def _is_line_plain(self, data: bytes) -> bool:
-        """Return False for a request line that has too many spaces; it may come in pieces."""
+        """Return False for a request line that the parser takes too easily; it may be in pieces."""
         assert self._line is not None
         line = (self._line + data).lstrip(_END_OF_LINE)
         end = line.find(_END_OF_LINE)
         self._line = line if end < 0 else None
-        return not has_too_many_spaces(line if end < 0 else line[:end])
+        return is_plain_line(line if end < 0 else line[:end])
 
     def _check_framing(self, reading: Exchange, body_bytes: int, size: int) -> None:
         """Refuse a body of which nothing comes but extensions of chunks, or trailers."""
@@ -275,6 +275,8 @@ class ClientConnection(asyncio.Protocol):
         self._header_bytes += len(name) + len(value)
         self._headers_count += 1
         if self._header_bytes > REQUEST_HEAD_BYTES_MAX or self._headers_count > REQUEST_HEADERS_MAX:
+            if self._reading is not None:
+                raise RequestInvalid("The request has too many trailers.")
             raise HeadTooLarge
         if self._reading is None:
             self._headers.append((name.lower(), value))

@@ -10,7 +10,8 @@ characters, every doubtful length and chunk. Where it is lax, the lane refuses i
 (`request_head.py` what a whole head shows, `client_connection.py` the rest):
 
 - HTTP/0.9 and HTTP/2.0 request lines: 505;
-- more than one space in a request line: 400, seen where the line begins a read, however it is cut;
+- more than one space in a request line, or RTSP in the place of HTTP: 400, seen where the line
+  begins a read, however it is cut;
 - no Host or two on HTTP/1.1, a Host with anything but a name and a port: 400;
 - a Host that the gateway does not have, where the operator named those it has: 421;
 - `Transfer-Encoding` on HTTP/1.0, or any but `chunked` alone: 400;

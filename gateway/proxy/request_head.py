@@ -18,6 +18,7 @@ _HOST: Final = re.compile(
     rb"(?P<name>[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(?::(?P<port>[0-9]{1,5}))?"
 )
 _TARGET: Final = re.compile(rb"/[\x21-\x7e]*")
+_OTHER_PROTOCOLS: Final = (b" RTSP/", b" ICE/")  # which the parser takes for HTTP
 _WEBSOCKET: Final = b"websocket"
 
 
@@ -52,9 +53,11 @@ def is_path(target: bytes) -> bool:
     return _TARGET.fullmatch(target) is not None
 
 
-def has_too_many_spaces(line: bytes) -> bool:
-    """Return whether a request line has more than the two spaces that part it."""
-    return line.count(b" ") > REQUEST_LINE_SPACES
+def is_plain_line(line: bytes) -> bool:
+    """Return whether a request line, or its beginning, may be one of HTTP in three plain words."""
+    return line.count(b" ") <= REQUEST_LINE_SPACES and not any(
+        protocol in line for protocol in _OTHER_PROTOCOLS
+    )
 
 
 def without_upgrade(*, method: bytes, version: str, target: bytes, headers: Headers) -> bytes:

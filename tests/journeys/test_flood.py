@@ -27,7 +27,7 @@ CALLS_PER_SECOND: Final = 20
 PIECE: Final = b"x" * 65_536
 FILES_MIN: Final = 8_192  # open at once, in this process
 SOFT_FILES: Final = 1_024  # what systems give a process that asks for no more
-RECOVER_SECONDS_MAX: Final = 20.0
+RECOVER_SECONDS_MAX: Final = 45.0  # freed memory is given back every 30 s
 
 
 @dataclass(frozen=True, kw_only=True)

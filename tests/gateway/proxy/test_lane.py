@@ -198,6 +198,7 @@ BAD: list[tuple[str, bytes, bytes]] = [
     ("long headers", b"GET / HTTP/1.1\r\nHost: a\r\nX: " + b"y" * 40_000 + b"\r\n\r\n", b"431"),
     ("a head without end", b"GET / HTTP/1.1\r\nHost: a\r\nX: " + b"y" * 40_000, b"431"),
     ("long target", b"GET /" + b"y" * 9_000 + b" HTTP/1.1\r\nHost: a\r\n\r\n", b"414"),
+    ("RTSP", b"POST / RTSP/1.0\r\nHost: a\r\nContent-Length: 0\r\n\r\n", b"400"),
     ("CONNECT to a path", b"CONNECT /a HTTP/1.1\r\nHost: a\r\n\r\n", b"426"),
     ("a port that is none", b"GET / HTTP/1.1\r\nHost: a:99999\r\n\r\n", b"400"),
     ("two spaces after a blank line", b"\r\nGET  / HTTP/1.1\r\nHost: a\r\n\r\n", b"400"),
