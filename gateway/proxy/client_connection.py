@@ -35,22 +35,15 @@ from gateway.limits import (
     WRITE_BUFFER_BYTES_MAX,
 )
 from gateway.proxy.body_budget import BodyBudget
-from gateway.proxy.client_peer import is_loopback, untaken_bytes
+from gateway.proxy.client_peer import StallWatch, is_loopback
 from gateway.proxy.exchange import Exchange, Headers
-from gateway.proxy.request_head import (
-    check_head,
-    is_path,
-    is_plain_line,
-    without_upgrade,
-)
+from gateway.proxy.request_head import check_head, is_path, read_line, without_upgrade
 
 BODY_GRACE_SECONDS: Final = 10.0  # before the floor on a body's speed holds
 LINGER_SECONDS_MAX: Final = 30.0  # what comes behind a refusal is read on, so that it is not lost
 LINGER_IDLE_SECONDS_MAX: Final = 5.0  # or until the client has been silent for so long
 PARSED_BYTES_MAX: Final = 16 * 1024  # at once; between two pieces, bounds are looked at
 FRAMING_BYTES_MAX: Final = 16 * 1024  # of a body in chunks, without a byte of the body itself
-
-_END_OF_LINE: Final = b"\r\n"
 
 
 class Owner(Protocol):
@@ -111,8 +104,7 @@ class ClientConnection(asyncio.Protocol):
         self._framing_bytes = 0  # since the last byte of a body
         self._lingering_since: float | None = None
         self._behind = False
-        self._untaken = 0  # bytes that waited for the client when they were last looked at
-        self._took_at = 0.0  # when there were fewer of them than before
+        self._stall = StallWatch()
 
     # asyncio.Protocol
 
@@ -173,9 +165,11 @@ class ClientConnection(asyncio.Protocol):
             self._begin_head()
         if not self._head_whole:
             self._head_bytes += len(data)
-            if self._line is not None and not self._is_line_plain(data):
-                self._refuse(RequestInvalid())
-                return
+            if self._line is not None:
+                self._line, is_plain = read_line(self._line, data)
+                if not is_plain:
+                    self._refuse(RequestInvalid())
+                    return
         reading, body_bytes = self._reading, self._body_bytes
         try:
             self._parse(data)
@@ -218,14 +212,6 @@ class ClientConnection(asyncio.Protocol):
             self._parser = httptools.HttpRequestParser(self)
             self._parser.feed_data(self._plain_head)
 
-    def _is_line_plain(self, data: bytes) -> bool:
-        """Return False for a request line that the parser takes too easily; it may be in pieces."""
-        assert self._line is not None
-        line = (self._line + data).lstrip(_END_OF_LINE)
-        end = line.find(_END_OF_LINE)
-        self._line = line if end < 0 else None
-        return is_plain_line(line if end < 0 else line[:end])
-
     def _check_framing(self, reading: Exchange, body_bytes: int, size: int) -> None:
         """Refuse a body of which nothing comes but extensions of chunks, or trailers."""
         if self._reading is not reading or self._body_bytes != body_bytes:
@@ -242,7 +228,7 @@ class ClientConnection(asyncio.Protocol):
     def pause_writing(self) -> None:
         """The client is behind."""
         self._behind = True
-        self._watch_client()
+        self._stall.start(self._transport, self._lane.loop.time())
         if self._waiting and self._waiting[0].sink is not None:
             self._waiting[0].sink.on_client_behind()
 
@@ -403,18 +389,8 @@ class ClientConnection(asyncio.Protocol):
         elif not self._waiting and now - self._since > KEEP_ALIVE_SECONDS:
             self._close()
 
-    def _watch_client(self) -> None:
-        """From now on the client has to take what waits for it."""
-        self._untaken = untaken_bytes(self._transport)
-        self._took_at = self._lane.loop.time()
-
     def _is_stalled(self, now: float) -> bool:
-        """Return whether the client took nothing for too long. Slowly but steadily is no stall."""
-        untaken = untaken_bytes(self._transport)
-        if untaken < self._untaken:
-            self._took_at = now
-        self._untaken = untaken
-        return now - self._took_at > CLIENT_STALL_SECONDS_MAX
+        return self._stall.seconds(self._transport, now) > CLIENT_STALL_SECONDS_MAX
 
     def _sweep_body(self, exchange: Exchange, now: float) -> None:
         elapsed = now - self._since
@@ -467,6 +443,6 @@ class ClientConnection(asyncio.Protocol):
 
     def _close(self) -> None:
         self._closing = True
-        self._watch_client()
+        self._stall.start(self._transport, self._lane.loop.time())
         if self._transport is not None:
             self._transport.close()

@@ -36,3 +36,24 @@ def untaken_bytes(transport: asyncio.Transport | None) -> int:
             told = fcntl.ioctl(socket.fileno(), termios.TIOCOUTQ, bytes(4))
             untaken += struct.unpack("i", told)[0]
     return untaken
+
+
+class StallWatch:
+    """Whether a client takes what waits for it. Slowly but steadily is no stall."""
+
+    def __init__(self) -> None:
+        self._untaken = 0
+        self._took_at = 0.0
+
+    def start(self, transport: asyncio.Transport | None, now: float) -> None:
+        """From now on it has to take something now and then."""
+        self._untaken = untaken_bytes(transport)
+        self._took_at = now
+
+    def seconds(self, transport: asyncio.Transport | None, now: float) -> float:
+        """Return for how long it has taken nothing, as far as it was looked at."""
+        untaken = untaken_bytes(transport)
+        if untaken < self._untaken:
+            self._took_at = now
+        self._untaken = untaken
+        return now - self._took_at

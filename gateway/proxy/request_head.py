@@ -19,6 +19,7 @@ _HOST: Final = re.compile(
 )
 _TARGET: Final = re.compile(rb"/[\x21-\x7e]*")
 _OTHER_PROTOCOLS: Final = (b" RTSP/", b" ICE/")  # which the parser takes for HTTP
+_END_OF_LINE: Final = b"\r\n"
 _WEBSOCKET: Final = b"websocket"
 
 
@@ -53,11 +54,19 @@ def is_path(target: bytes) -> bool:
     return _TARGET.fullmatch(target) is not None
 
 
-def is_plain_line(line: bytes) -> bool:
-    """Return whether a request line, or its beginning, may be one of HTTP in three plain words."""
-    return line.count(b" ") <= REQUEST_LINE_SPACES and not any(
-        protocol in line for protocol in _OTHER_PROTOCOLS
+def read_line(held: bytes, data: bytes) -> tuple[bytes | None, bool]:
+    """Take in bytes of a request line, of which `held` came before; not blank lines before it.
+
+    Return what is to be held of it, None where it is whole; and whether it may still be a line of
+    HTTP in three plain words.
+    """
+    line = (held + data).lstrip(_END_OF_LINE)
+    end = line.find(_END_OF_LINE)
+    seen = line if end < 0 else line[:end]
+    is_plain = seen.count(b" ") <= REQUEST_LINE_SPACES and not any(
+        protocol in seen for protocol in _OTHER_PROTOCOLS
     )
+    return (line if end < 0 else None), is_plain
 
 
 def without_upgrade(*, method: bytes, version: str, target: bytes, headers: Headers) -> bytes:

@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from gateway.__main__ import check_vault_keys
+from gateway.__main__ import OPEN_FILES, check_vault_keys
 from gateway.settings import SettingsInvalid
 from gateway.vendors.seal import keygen
 
@@ -105,3 +105,15 @@ def test_a_worker_hears_of_ctrl_c_from_its_supervisor(tmp_path: Path) -> None:
     assert process.returncode == 0
     ended = [json.loads(line) for line in err.splitlines() if b"worker ended" in line]
     assert [line["exit_code"] for line in ended] == [0]
+
+
+def test_it_asks_for_the_open_files_that_it_may_need() -> None:
+    program = (
+        "import resource as r; from gateway.__main__ import raise_open_files\n"
+        "hard = r.getrlimit(r.RLIMIT_NOFILE)[1]\n"
+        "r.setrlimit(r.RLIMIT_NOFILE, (256, hard)); raise_open_files()\n"
+        "print(*r.getrlimit(r.RLIMIT_NOFILE))"
+    )
+    told = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True)
+    soft, hard = map(int, told.stdout.split())
+    assert soft == OPEN_FILES or 256 < soft == hard
