@@ -146,7 +146,7 @@ class Session:
         if one.error is not None:
             told = f"NOT TIMED: {one.error}"
         else:
-            told = f"{one.cpu_us:.1f} µs, {one.per_second:,.0f}/s, steal {one.steal_percent:.1f} %"
+            told = f"{one.cpu_us:.1f} µs, {one.per_second:,.0f}/s, crowd {one.crowd_percent:.0f} %"
         say(f"round {one.round + 1}/{self.rounds} ({one.workload}) {one.system}: {told}")
 
 

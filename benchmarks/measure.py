@@ -15,6 +15,7 @@ from benchmarks.processes import (
     Placement,
     RigError,
     cpu_seconds,
+    crowd_percent,
     last_lines,
     machine_time,
     memory_bytes,
@@ -63,6 +64,7 @@ class Measurement:
     memory_per_stream_kib: float | None = None
     memory_mib: float | None = None  # with the load on
     steal_percent: float = 0.0
+    crowd_percent: float = 0.0  # of all CPU time, used by processes that are no part of this
     streams: int | None = None
     ledger_calls: int | None = None  # that the rig found in the ledger, all that were made
     miss_cpu_us: float | None = None
@@ -108,6 +110,13 @@ class Load:
     def keeps_up(self, rate: float) -> bool:
         """Return whether calls were answered as fast as the clock sent them."""
         return self.count("call") >= KEPT_UP * rate * self.seconds
+
+    @property
+    def crowd_percent(self) -> float:
+        """Return the share of all CPU time that others than we used in the window."""
+        parts = ("system", "database", "vendor", "load")
+        used = sum(getattr(self.after, one) - getattr(self.before, one) for one in parts)
+        return crowd_percent(self.before.machine, self.after.machine, used_seconds=used)
 
     def per_unit(self, who: str, unit: str) -> float:
         """Return the CPU µs that `who` used for each call or event."""
@@ -309,6 +318,7 @@ def measure(
         per_second=load.count(unit) / load.seconds,
         memory_mib=load.memory / KIB**2,
         steal_percent=steal_percent(load.before.machine, load.after.machine),
+        crowd_percent=load.crowd_percent,
         latency=load.latencies if workload.is_stream else None,
         first_byte_us=load.first_bytes.p50 if load.first_bytes and workload.is_stream else None,
     )
@@ -367,6 +377,7 @@ def measure_store(
         per_second=hit.count("call") / hit.seconds,
         memory_mib=hit.memory / KIB**2,
         steal_percent=steal_percent(hit.before.machine, hit.after.machine),
+        crowd_percent=hit.crowd_percent,
         ledger_calls=missed.calls_sent + hit.calls_sent,
         miss_cpu_us=missed.per_unit("system", "call"),
         miss_database_us=missed.per_unit("database", "call"),

@@ -23,6 +23,8 @@ STOP_SECONDS_MAX: Final = 30.0
 # Fields of /proc/PID/stat behind the name in parentheses, which may hold anything.
 _PARENT, _USER, _SYSTEM, _CHILDREN_USER, _CHILDREN_SYSTEM = 1, 11, 12, 13, 14
 # Fields of the line `cpu` of /proc/stat.
+_IDLE: Final = 4
+_WAIT: Final = 5
 _STEAL: Final = 8
 _GUEST: Final = 9  # from here on what is in `user` already
 
@@ -45,6 +47,7 @@ class MachineTime:
     """Ticks of all CPUs since the machine's start."""
 
     total: int
+    idle: int  # waiting for a disk included
     stolen: int
 
 
@@ -63,7 +66,11 @@ def parse_stat(text: str) -> Process:
 def parse_machine_time(text: str) -> MachineTime:
     """Read the first line of /proc/stat."""
     fields = text.split("\n", 1)[0].split()
-    return MachineTime(total=sum(int(one) for one in fields[1:_GUEST]), stolen=int(fields[_STEAL]))
+    return MachineTime(
+        total=sum(int(one) for one in fields[1:_GUEST]),
+        idle=int(fields[_IDLE]) + int(fields[_WAIT]),
+        stolen=int(fields[_STEAL]),
+    )
 
 
 def machine_time() -> MachineTime:
@@ -75,6 +82,17 @@ def steal_percent(before: MachineTime, after: MachineTime) -> float:
     """Return the share of all CPUs' time that the host gave to others."""
     total = after.total - before.total
     return 100 * (after.stolen - before.stolen) / total if total else 0.0
+
+
+def crowd_percent(before: MachineTime, after: MachineTime, *, used_seconds: float) -> float:
+    """Return the share of all CPUs' time that processes used beside those that used these seconds.
+
+    They share caches and CPUs with what is measured: above a few percent no figure is good.
+    """
+    total = after.total - before.total
+    away = after.idle + after.stolen - before.idle - before.stolen
+    crowd = total - away - used_seconds * TICKS_PER_SECOND
+    return 100 * max(crowd, 0.0) / total if total else 0.0
 
 
 def all_processes() -> dict[int, Process]:

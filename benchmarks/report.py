@@ -110,22 +110,28 @@ def render(run: Run) -> str:
 
 def _header(run: Run) -> str:
     machine = run.machine
-    steal = spread(one.steal_percent for one in run.measurements)
+    timed = [one for one in run.measurements if one.error is None]
     load = ", ".join(f"{one:.1f}" for one in machine.load_average)
-    stolen = "not measured"
-    if steal is not None:
-        stolen = f"{steal.median:.1f} % (median), {steal.greatest:.1f} % (worst measurement)"
+    stolen = _worst(spread(one.steal_percent for one in timed))
+    crowd = _worst(spread(one.crowd_percent for one in timed))
+    quiet = f"stolen by the host: {stolen}; used by other processes: {crowd}"
     lasted = f"{run.seconds / 60:.0f} min{', quick' if run.is_quick else ''}"
     box = f"{machine.processor}, {machine.cpus} CPUs, {machine.memory_gib} GiB"
     lines = [
         f"{run.started_at}, revision {run.revision}, {run.rounds} interleaved rounds, {lasted}",
         f"{box}, Linux {machine.kernel}, Python {machine.python}; {machine.placement}",
-        f"Load average at the start: {load}; CPU time stolen by the host: {stolen}",
+        f"Load average at the start: {load}; CPU time {quiet}",
     ]
     lines += [f"{one.name} {one.version}: {one.speaks}" for one in run.systems]
     lines += [f"{one.name}: {note}" for one in run.systems for note in one.notes]
     lines += [f"Left out: {name}: {why}" for name, why in run.left_out.items()]
     return "\n".join(f"- {line}" for line in lines)
+
+
+def _worst(found: Spread | None) -> str:
+    if found is None:
+        return "not measured"
+    return f"{found.median:.1f} % (median), {found.greatest:.1f} % (worst)"
 
 
 def _workload(run: Run, workload: Workload) -> str:
@@ -176,6 +182,7 @@ def _columns(workload: Workload) -> list[tuple[str, str]]:
         ("database µs", "database_us"),
         ("vendor µs", "vendor_us"),
         ("steal %", "steal_percent"),
+        ("crowd %", "crowd_percent"),
     ]
 
 

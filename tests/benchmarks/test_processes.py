@@ -8,10 +8,12 @@ from pathlib import Path
 import pytest
 
 from benchmarks.processes import (
+    TICKS_PER_SECOND,
     MachineTime,
     Process,
     RigError,
     cpu_seconds,
+    crowd_percent,
     memory_bytes,
     parse_machine_time,
     parse_stat,
@@ -34,14 +36,22 @@ def test_a_process_is_read_behind_its_name_whatever_that_holds() -> None:
 
 def test_the_machines_time_counts_guests_once() -> None:
     assert parse_machine_time("cpu  10 20 30 40 50 60 70 80 90 100\ncpu0 1 2\n") == MachineTime(
-        total=360, stolen=80
+        total=360, idle=90, stolen=80
     )
 
 
 def test_steal_is_a_share_of_all_cpu_time() -> None:
-    before, after = MachineTime(total=1000, stolen=10), MachineTime(total=1400, stolen=30)
+    before = MachineTime(total=1000, idle=500, stolen=10)
+    after = MachineTime(total=1400, idle=600, stolen=30)
     assert steal_percent(before, after) == 5
     assert steal_percent(before, before) == 0
+
+
+def test_the_crowd_is_who_was_busy_beside_us() -> None:
+    before = MachineTime(total=0, idle=0, stolen=0)
+    after = MachineTime(total=10 * TICKS_PER_SECOND, idle=4 * TICKS_PER_SECOND, stolen=0)
+    assert crowd_percent(before, after, used_seconds=5) == 10
+    assert crowd_percent(before, after, used_seconds=6.01) == 0
 
 
 def processes(**parents: int) -> dict[int, Process]:

@@ -82,7 +82,7 @@ def test_each_system_is_compared_with_ours_by_the_medians_of_its_cpu_time() -> N
     assert "| 100 / 200 / 300 |" in report
     assert "Left out: absent: it can't be had" in report
     assert "nginx: a workaround" in report
-    assert "CPU time stolen by the host: 1.0 % (median)" in report
+    assert "CPU time stolen by the host: 1.0 % (median), 1.0 % (worst); used by" in report
 
 
 def test_goals_say_what_was_reached() -> None:
