@@ -19,6 +19,8 @@ QUESTION = "what are five words here"
 CHAT: list[ChatCompletionMessageParam] = [{"role": "user", "content": QUESTION}]
 MESSAGES: list[MessageParam] = [{"role": "user", "content": QUESTION}]
 SECONDS = 30.0
+UNKNOWN = "This gateway token is not valid."
+SPENT = "The limit of this token, 0 calls a month, is reached."
 
 
 # ------------------------------------------------------------------------------------------ OpenAI
@@ -150,10 +152,12 @@ def test_openai_raises_its_own_errors(chat: openai.OpenAI, product: Product, spe
     with pytest.raises(openai.AuthenticationError) as refused:
         chat.with_options(api_key=mistyped(product.token)).models.list()
     assert refused.value.response.headers["x-kaixu-reason"] == "token_invalid"
+    assert UNKNOWN in refused.value.message
     with pytest.raises(openai.RateLimitError) as limited:
         chat.with_options(api_key=spent).chat.completions.create(model="gpt-4o", messages=CHAT)
     assert limited.value.response.headers["x-should-retry"] == "false"
     assert limited.value.response.headers["x-kaixu-reason"] == "monthly_limit"
+    assert SPENT in limited.value.message
     with pytest.raises(openai.NotFoundError):
         chat.post("/nothing/here", cast_to=object, body={})
     with pytest.raises(openai.BadRequestError):
@@ -240,9 +244,11 @@ def test_anthropic_raises_its_own_errors(
     body = refused.value.body
     assert isinstance(body, dict)
     assert body["error"]["type"] == "authentication_error"
+    assert UNKNOWN in refused.value.message
     with pytest.raises(anthropic.RateLimitError) as limited:
         create(claude.with_options(api_key=spent))
     assert limited.value.response.headers["x-should-retry"] == "false"
+    assert SPENT in limited.value.message
     with pytest.raises(anthropic.APIStatusError) as overloaded:
         create(claude.with_options(max_retries=0), "sim-status-529")
     assert overloaded.value.status_code == 529
@@ -306,10 +312,10 @@ async def test_gemini_async_answers_and_streams(gemini: genai.Client) -> None:
 
 
 def test_gemini_raises_its_own_errors(product: Product, spent: str) -> None:
-    for token, code in ((mistyped(product.token), 401), (spent, 429)):
+    for token, code, words in ((mistyped(product.token), 401, UNKNOWN), (spent, 429, SPENT)):
         client = gemini_client(product, token)
         with pytest.raises(genai_errors.ClientError) as refused:
             client.models.generate_content(model="gemini-2.5-flash", contents=QUESTION)
         assert refused.value.code == code
-        assert refused.value.message
+        assert words in str(refused.value.message)
         client.close()
