@@ -23,13 +23,11 @@ run: .venv/run.stamp  ## Start the product on this machine: make run ARGS="--por
 test: .venv/dev.stamp  ## Run the tests: make test ARGS="-k journal"
 	@$(BIN)/python -m pytest $(ARGS)
 
-<<<<<<< HEAD
 bench: .venv/dev.stamp  ## Measure it beside its peers: make bench ARGS="--quick --systems ours,nginx"
 	@$(BIN)/python -m benchmarks $(ARGS)
-=======
+
 fuzz: .venv/dev.stamp  ## Send 100,000 mutated requests through nginx and HAProxy: takes a while
 	@$(BIN)/python -m pytest tests/fuzz -m slow -s $(ARGS)
->>>>>>> edges
 
 check: .venv/dev.stamp  ## Formatting, lint, types, and the direction of imports
 	$(BIN)/ruff format --check
