@@ -279,9 +279,9 @@ async def rolling_restart(trial: Trial) -> None:
             await trial.last(0.3, 0.6)
         ended = time.time()
         trial.load.url = None
-        while any(not one.ended and one.began >= began for one in trial.load.sent):  # noqa: ASYNC110
+        through = [one for one in trial.load.sent if began <= one.began <= ended]
+        while not all(one.ended for one in through):  # noqa: ASYNC110 - clients set it
             await asyncio.sleep(0.05)
-    through = [one for one in trial.load.sent if began <= one.began <= ended]
     for one in through:
         failed = one.answer is not None and not one.is_whole and one.status != 429
         trial.verdict.blame("other", failed, f"failed in a rolling restart: {one}")
