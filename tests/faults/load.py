@@ -14,6 +14,7 @@ from tests.journeys.client import FORMATS, Answer, call, send
 CALLERS: Final = 10
 PAUSE_SECONDS_MAX: Final = 0.04  # between two calls of one caller
 NOBODY_SECONDS: Final = 0.02  # after a connection that was refused
+REFUSED_SECONDS: Final = 0.1  # after a 503
 ANSWER_SECONDS_MAX: Final = 30.0  # every call has ended by then, however it ends
 STREAM_SHARE: Final = 0.7
 LEAVE_SHARE: Final = 0.08
@@ -84,7 +85,7 @@ class Load:
             )
             refused = sent.answer is not None and not sent.status
             pause = NOBODY_SECONDS if refused else chance.uniform(0, PAUSE_SECONDS_MAX)
-            await asyncio.sleep(pause)
+            await asyncio.sleep(REFUSED_SECONDS if sent.status == 503 else pause)
 
     async def one(
         self,
