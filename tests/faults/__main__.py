@@ -19,7 +19,7 @@ from typing import Final
 from tests.faults.results import Result, digest_of_code, keep, kept, table
 from tests.faults.table import FAULTS, LEFT_OUT
 from tests.faults.trial import Fault, Trial
-from tests.faults.world import World
+from tests.faults.world import Settings, World
 
 LONG: Final = ("outage-5m",)  # run only when they are named
 RUNS: Final = 3
@@ -31,7 +31,7 @@ Run = tuple[Fault, int]
 async def run_all(runs: Iterable[Run]) -> list[Result]:
     """Run faults, those with the same settings on one world; say what each told."""
     results = []
-    for settings, group in itertools.groupby(runs, key=lambda run: run[0].settings):
+    for (settings, _), group in itertools.groupby(runs, key=world_of):
         async with World.running(settings=settings, chance=random.Random(0)) as world:
             for fault, seed in group:
                 if why := fault.needs(world):
@@ -42,6 +42,12 @@ async def run_all(runs: Iterable[Run]) -> list[Result]:
                 results.append(result)
                 print(told(result), flush=True)
     return results
+
+
+def world_of(run: Run) -> tuple[Settings, Run | None]:
+    """Return what runs on one world have in common."""
+    fault, _ = run
+    return fault.settings, run if fault.spoils else None
 
 
 def told(result: Result) -> str:

@@ -109,6 +109,13 @@ async def postgres_killed(trial: Trial) -> None:
     await trial.world.start_postgres()
 
 
+async def postgres_failover(trial: Trial) -> None:
+    """Kill the primary; its synchronous standby takes over."""
+    await trial.world.end_postgres(signal.SIGQUIT)
+    await trial.last(0.1, 1.0)
+    await trial.world.fail_over()
+
+
 async def postgres_sessions(trial: Trial) -> None:
     """End all sessions of the gateways, a few times."""
     for _ in range(3):
@@ -308,6 +315,10 @@ FAULTS: Final = MappingProxyType(
             ),
             Fault(name="postgres-restart", what="PostgreSQL restarted", make=postgres_restart),
             Fault(name="postgres-killed", what="kill -9 of PostgreSQL", make=postgres_killed),
+            Fault(
+                name="postgres-failover", what="a standby takes over", make=postgres_failover,
+                settings=Settings(standby=True), spoils=True,
+            ),
             Fault(
                 name="postgres-sessions", what="all sessions ended", make=postgres_sessions,
                 quick=True,

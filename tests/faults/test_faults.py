@@ -7,7 +7,7 @@ import pytest
 from tests.faults.__main__ import LONG, told
 from tests.faults.table import FAULTS
 from tests.faults.trial import Trial
-from tests.faults.world import Settings, World
+from tests.faults.world import World
 
 pytestmark = pytest.mark.journey
 
@@ -16,7 +16,8 @@ SEED = 4
 
 
 async def check(*names: str) -> None:
-    async with World.running(settings=Settings(), chance=random.Random(SEED)) as world:
+    settings = FAULTS[names[0]].settings
+    async with World.running(settings=settings, chance=random.Random(SEED)) as world:
         for name in names:
             fault = FAULTS[name]
             if fault.needs(world):

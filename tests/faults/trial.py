@@ -66,6 +66,7 @@ class Fault:
     revocation_seconds_max: float = 1.0  # of live workers
     recovery_seconds_max: float = 10.0  # from the fault's end until every machine takes calls
     settings: Settings = USUAL
+    spoils: bool = False  # its world: the next run needs another
     needs: "Callable[[World], str]" = lambda _: ""  # why this world can't have it, or nothing
 
 

@@ -30,6 +30,7 @@ from gateway.ids import IdMaker
 from gateway.vendors.seal import keygen
 from tests.faults.chaos_proxy import ChaosProxy
 from tests.faults.machine import Machine
+from tests.faults.standby import Standby
 from tests.journeys.product import Simulator
 
 Row = dict[str, Any]
@@ -50,6 +51,7 @@ class Settings:
     first_byte_seconds: float = 4.0
     idle_seconds: float = 4.0
     drain_seconds: float = 20.0
+    standby: bool = False
 
     def environment(self) -> dict[str, str]:
         """Return what machines have in their environment for it."""
@@ -81,7 +83,8 @@ class World:
         self.settings = settings
         self.machines: list[Machine] = []
         self.outages: list[tuple[float, float]] = []  # of the database, Unix seconds
-        self._owner_url = owner_url
+        self.standby: Standby | None = None
+        self._primary_url = self._owner_url = owner_url
         self._postgres = postgres
         self._ids = IdMaker(time.time)
         self._tally_file = folder / "tally.jsonl"
@@ -107,6 +110,11 @@ class World:
             simulator = Simulator(world._tally_file)
             stack.callback(simulator.stop)
             vault_key = await world._prepare(simulator.url)
+            if settings.standby:
+                world.standby = Standby(postgres, owner_url=owner_url)
+                await asyncio.to_thread(world.standby.start)
+                stack.callback(world.standby.stop)
+                await world.standby.follow()
             for number in range(settings.machines):
                 machine = await world._machine(f"m{number}", vault_key, stack, chance)
                 world.machines.append(machine)
@@ -141,13 +149,12 @@ class World:
         login = machines_of.Machine(name=name, password=secrets.token_hex(16))
         async with self.owner() as owner:
             await machines_of.keep_role(owner, login)
-        port = urlsplit(self._owner_url).port
-        assert port is not None
+        port = self._port()
         url = machines_of.with_login(self._owner_url, user=login.role, password=login.password)
         pool, feed = [
             await stack.enter_async_context(
                 ChaosProxy(
-                    lambda: ("127.0.0.1", port), chance=random.Random(chance.random())
+                    lambda: ("127.0.0.1", self._port()), chance=random.Random(chance.random())
                 ).listening()
             )
             for _ in range(2)
@@ -204,8 +211,21 @@ class World:
 
     def start_postgres_again(self) -> None:
         """Do so blockingly; nothing where it runs."""
-        if self._postgres.start() != self._owner_url:
+        if self._postgres.start() != self._primary_url:
             raise AssertionError("PostgreSQL's port was taken meanwhile")
+
+    async def fail_over(self) -> None:
+        """Have the standby take over from a PostgreSQL that has ended, and machines find it."""
+        assert self.standby is not None
+        await asyncio.to_thread(self.standby.promote)
+        self._owner_url = self.standby.owner_url
+        began, _ = self.outages.pop()
+        self.outages.append((began, time.time()))
+
+    def _port(self) -> int:
+        port = urlsplit(self._owner_url).port
+        assert port is not None
+        return port
 
     async def end_sessions(self) -> None:
         """End every session of the gateways."""
