@@ -15,7 +15,7 @@ from tests.faults import checker
 from tests.faults.checker import Verdict
 from tests.faults.load import CALM_MODELS, ENDLESS_MODEL, LEAVE_SHARE, Load, Watched
 from tests.faults.machine import Machine
-from tests.faults.results import Result, digest_of_code
+from tests.faults.results import Result
 from tests.faults.world import Row, Settings, Token, World
 from tests.journeys.client import FORMATS
 
@@ -124,7 +124,7 @@ class Trial:
         result = Result(
             fault=fault.name,
             seed=self.seed,
-            code=digest_of_code(),
+            code=self.world.code,
             at=time.time(),
             calls=verdict.calls,
             whole=verdict.whole,

@@ -30,6 +30,7 @@ from gateway.ids import IdMaker
 from gateway.vendors.seal import keygen
 from tests.faults.chaos_proxy import ChaosProxy
 from tests.faults.machine import Machine
+from tests.faults.results import digest_of_code
 from tests.faults.standby import Standby
 from tests.journeys.product import Simulator
 
@@ -83,6 +84,7 @@ class World:
         self.settings = settings
         self.machines: list[Machine] = []
         self.outages: list[tuple[float, float]] = []  # of the database, Unix seconds
+        self.code = digest_of_code()
         self.standby: Standby | None = None
         self._primary_url = self._owner_url = owner_url
         self._postgres = postgres
