@@ -11,6 +11,7 @@ import argparse
 import asyncio
 import itertools
 import random
+import signal
 import sys
 import time
 from collections.abc import Iterable
@@ -100,6 +101,7 @@ def main() -> int:
         return 0
     runs = sorted(chosen(options), key=lambda run: str(run[0].settings))
     began = time.monotonic()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that nothing is left behind
     results = asyncio.run(run_all(runs))
     print(f"\n{len(results)} runs in {time.monotonic() - began:.0f} s")
     print(table(results, order=list(FAULTS), left_out=LEFT_OUT))
