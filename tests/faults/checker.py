@@ -75,10 +75,10 @@ def check_metering(
     sent: Sequence[Sent],
     tallied: Mapping[str, Sequence[Row]],
     rows: Iterable[Row],
-    kills: Sequence[Span],
+    kills: Mapping[str, Sequence[Span]],
     vendor_fails: bool,
 ) -> None:
-    """Hold calls, tally and ledger against each other."""
+    """Hold calls, tally and ledger against each other; `kills` are those of each machine."""
     by_session: defaultdict[str, list[Row]] = defaultdict(list)
     for row in settled_rows(rows):
         by_session[row["session_id"]].append(row)
@@ -92,7 +92,7 @@ def check_metering(
         verdict.blame("odd", one.status not in allowed, one)
         is_open_at_kill = any(
             one.began - MARGIN_SECONDS <= ended and one.ended + MARGIN_SECONDS >= began
-            for began, ended in kills
+            for began, ended in kills.get(one.machine, ())
         )
         of_call = by_session.get(one.session_id, [])
         check_call(

@@ -80,7 +80,6 @@ class Trial:
     chance: random.Random
     verdict: Verdict = field(default_factory=Verdict)
     watched: list[Watched] = field(default_factory=list)
-    started: float = field(default_factory=time.time)
 
     @classmethod
     async def run(cls, world: World, fault: Fault, seed: int) -> Result:
@@ -258,7 +257,7 @@ class Trial:
             sent=self.load.sent,
             tallied=tallied,
             rows=rows,
-            kills=[span for span in self.world.kills if span[1] >= self.started],
+            kills={machine.name: machine.kills for machine in self.world.machines},
             vendor_fails=self.fault.vendor_fails,
         )
         final = checker.settled_rows(rows)
