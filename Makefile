@@ -3,7 +3,7 @@
 
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help run test fuzz bench check format install lock clean
+.PHONY: help run test fuzz faults faults-check bench check format install lock clean
 MAKEFLAGS += --no-print-directory
 
 ARGS ?=
@@ -15,7 +15,7 @@ UV_COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --
 	--no-emit-index-url --no-emit-find-links --no-annotate --custom-compile-command 'make lock'
 
 help:  ## Say what there is to make
-	@grep -hE '^[a-z]+:.*##' $(firstword $(MAKEFILE_LIST)) | sed -E 's/:[^#]*## */\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*##' $(firstword $(MAKEFILE_LIST)) | sed -E 's/:[^#]*## */\t/' | expand -t 12
 
 run: .venv/run.stamp  ## Start the product on this machine: make run ARGS="--port 8080"
 	@exec $(BIN)/kaixu up $(ARGS)
@@ -28,6 +28,12 @@ bench: .venv/dev.stamp  ## Measure it beside its peers: make bench ARGS="--quick
 
 fuzz: .venv/dev.stamp  ## Send 100,000 mutated requests through nginx and HAProxy: takes a while
 	@$(BIN)/python -m pytest tests/fuzz -m slow -s $(ARGS)
+
+faults: .venv/dev.stamp  ## Break the product in every way: make faults ARGS="--quick --runs 20"
+	@$(BIN)/python -m tests.faults $(ARGS)
+
+faults-check: .venv/dev.stamp  ## Run five of the recorded faults again
+	@$(BIN)/python -m tests.faults --check 5
 
 check: .venv/dev.stamp  ## Formatting, lint, types, and the direction of imports
 	$(BIN)/ruff format --check

@@ -25,6 +25,9 @@ BATCH_ROWS_MAX: Final = 500
 BATCH_BYTES_MAX: Final = 1024 * 1024
 GATHER_SECONDS: Final = 0.05  # from a close to its batch: one transaction for all that close in it
 STATEMENT_SECONDS_MAX: Final = 30.0  # for a connection and the statement
+# At first only so long: a connection that fell silent looks like a slow statement, and everything
+# has to settle within 30 s of the database's return. Doubled each time that it is not enough.
+PATIENCE_SECONDS: Final = 5.0
 RETRY_SECONDS_MIN: Final = 0.1
 RETRY_SECONDS_MAX: Final = 5.0
 HOUSEKEEP_SECONDS: Final = 600.0
@@ -84,12 +87,15 @@ class Ledger:
         events: LedgerEvents | None = None,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
         jitter: Callable[[], float] = random.random,
+        patience_seconds: float = PATIENCE_SECONDS,
     ) -> None:
         """`sleep` waits seconds; `jitter` gives 0 to 1, so that gateways don't retry in step."""
         self._pool = pool
         self._events = events or LedgerEvents()
         self._sleep = sleep
         self._jitter = jitter
+        self._patience_seconds = patience_seconds
+        self._patience = patience_seconds
 
     async def append(self, rows: Sequence[bytes]) -> int:
         """Append rows (JSON objects); return how many were new. A bad row is put aside.
@@ -237,14 +243,20 @@ class Ledger:
 
     async def _fetch_one(self, query: str, *arguments: str) -> asyncpg.Record:
         try:
-            async with asyncio.timeout(STATEMENT_SECONDS_MAX):
-                row: asyncpg.Record | None = await self._pool.fetchrow(query, *arguments)
+            # The pool's own deadline also ends its wait for the cancelling of a late statement.
+            seconds = self._patience
+            async with asyncio.timeout(seconds), self._pool.acquire(timeout=seconds) as connection:
+                row: asyncpg.Record | None = await connection.fetchrow(query, *arguments)
+            self._patience = self._patience_seconds
         except asyncpg.PostgresError as error:
             sqlstate = error.sqlstate or ""
             if sqlstate.startswith(_DATA_FAULTS):
                 raise _BadData(sqlstate=sqlstate, message=str(error)) from error
             raise LedgerAway(f"{sqlstate} {error}") from error
         except CONNECTION_FAULTS as error:
+            if isinstance(error, TimeoutError):
+                self._patience = min(2 * self._patience, STATEMENT_SECONDS_MAX)
+                await self._pool.expire_connections()  # if one fell silent, so did the others
             raise LedgerAway(f"{type(error).__name__} {error}") from error
         assert row is not None, "each of the queries gives one row"
         return row

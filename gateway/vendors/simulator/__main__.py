@@ -143,6 +143,12 @@ class Server:
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Serve one connection to its end."""
+        try:
+            await self._serve(reader, writer)
+        except asyncio.CancelledError:  # the process ends; Python 3.11 would report an error
+            writer.transport.abort()
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         connection = Connection(reader, writer)
         with suppress(ClientLeft, Broken, ConnectionError):
             try:

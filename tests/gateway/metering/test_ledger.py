@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import asyncpg
 import pytest
@@ -14,6 +15,7 @@ from gateway.ids import IdMaker
 from gateway.metering.journal import Journal
 from gateway.metering.journal_recovery import Findings, orphans
 from gateway.metering.ledger import Ledger, LedgerAway, LedgerEvents
+from tests.faults.chaos_proxy import ChaosProxy
 
 ORG, WORKSPACE, USER, TOKEN = (str(uuid.UUID(int=n)) for n in range(1, 5))
 SUMS = (
@@ -287,6 +289,27 @@ async def test_a_database_that_is_away_is_no_fault_of_the_rows(database: Any) ->
         await elsewhere.execute(f"ALTER DATABASE {database.name} ALLOW_CONNECTIONS true")
         assert await ledger.append([make_row()]) == 1
     await elsewhere.close()
+
+
+async def test_connections_that_fell_silent_cost_one_attempt_and_not_each_its_own(
+    database: Any, owner: asyncpg.Connection
+) -> None:
+    parts = urlsplit(database.gateway_url)
+    target = (parts.hostname or "", parts.port or 0)
+    proxy = ChaosProxy(lambda: target, chance=random.Random(1))
+    async with proxy.listening():
+        url = database.gateway_url.replace(f":{target[1]}/", f":{proxy.port}/")
+        pool = await asyncpg.create_pool(url, min_size=4, max_size=4)
+        ledger = Ledger(pool, patience_seconds=0.5)
+        assert await ledger.append([make_row()]) == 1
+        proxy.silence()
+        row = make_row()
+        async with asyncio.timeout(10):
+            with pytest.raises(LedgerAway):
+                await ledger.append([row])
+            assert await ledger.append([row]) == 1
+        pool.terminate()
+    assert await owner.fetchval("SELECT count(*) FROM usage_events") == 2
 
 
 async def test_what_closes_is_shipped_at_once_and_what_an_outage_held_up_afterwards(

@@ -373,3 +373,21 @@ async def test_tokens_are_counted(simulator: Simulator) -> None:
         async with simulator.session.post(url, json={**body, "model": "m"}, headers=headers) as got:
             assert (await got.json())[name] == 5
     assert simulator.lines() == []
+
+
+async def test_it_ends_without_a_word_about_connections_that_are_open() -> None:
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        *("-m", "gateway.vendors.simulator"),
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    assert process.stdout is not None
+    port = json.loads(await process.stdout.readline())["port"]
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(b"GET /v1/models HTTP/1.1\r\nauthorization: Bearer key\r\n\r\n")
+    await reader.readuntil(b"\r\n\r\n")
+    process.terminate()
+    _, said = await process.communicate()
+    assert (process.returncode, said) == (0, b"")
+    writer.close()
