@@ -10,7 +10,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from gateway.__main__ import OPEN_FILES, check_vault_keys
+from gateway.__main__ import check_vault_keys
+from gateway.hardening import OPEN_FILES
 from gateway.settings import SettingsInvalid
 from gateway.vendors.seal import keygen
 
