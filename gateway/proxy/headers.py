@@ -9,7 +9,7 @@ import re
 from collections.abc import Sequence
 from functools import lru_cache
 from typing import Final
-from urllib.parse import unquote_to_bytes
+from urllib.parse import parse_qsl, unquote_to_bytes
 
 from gateway.proxy.routing import Target
 
@@ -67,11 +67,14 @@ _FORWARDING: Final = frozenset(
     }
 )
 _REBUILT: Final = frozenset({b"accept-encoding", b"content-length", b"expect", b"host"})
+_PARTIAL: Final = frozenset({b"x-goog-fieldmask"})  # leaves the usage out of an answer
+# Of what was made before its usage is told once: by whoever has read it whole.
+_RANGES: Final = frozenset({b"range", b"if-range"})
 _ACCOUNT: Final = frozenset({b"openai-organization", b"openai-project", b"x-goog-user-project"})
 
 _OF_BODY: Final = frozenset({b"content-encoding", b"content-type"})  # how the gateway read it
 
-_DENIED_UP: Final = _CONNECTION | _CREDENTIALS | _FORWARDING | _REBUILT | _ACCOUNT
+_DENIED_UP: Final = _CONNECTION | _CREDENTIALS | _FORWARDING | _REBUILT | _ACCOUNT | _PARTIAL
 _DENIED_UP_PREFIXES: Final = (
     b"cf-",
     b"x-amz-",  # a signature of the client's own
@@ -148,6 +151,23 @@ def downstream_headers(headers: Headers) -> Headers:
             named = _named(value)
             passed = [header for header in passed if header[0] not in named]
     return passed
+
+
+def without_ranges(headers: Sequence[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
+    """Return headers without those that ask for a part of an answer."""
+    return [header for header in headers if header[0].replace(b"_", b"-") not in _RANGES]
+
+
+def asks_for_part(query: bytes) -> bool:
+    """Return whether a query of Google's wants some fields only, or a form that tells no usage.
+
+    Source: the standard query parameters of Google's APIs (fields, alt, callback).
+    """
+    for name, value in parse_qsl(query.decode("latin-1"), keep_blank_values=True):
+        plain = name.removeprefix("$").lower()
+        if plain in ("fields", "callback") or (plain == "alt" and value not in ("json", "sse")):
+            return True
+    return False
 
 
 def upstream_query(query: bytes) -> bytes:

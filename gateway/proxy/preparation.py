@@ -14,7 +14,12 @@ from gateway.errors import BodyInvalid, ModelNotAllowed, NoRoute, RequestInvalid
 from gateway.proxy.body import DecidingFields
 from gateway.proxy.endpoints import Endpoint, Match
 from gateway.proxy.exchange import Exchange
-from gateway.proxy.headers import upstream_headers, upstream_query
+from gateway.proxy.headers import (
+    asks_for_part,
+    upstream_headers,
+    upstream_query,
+    without_ranges,
+)
 from gateway.proxy.request_body import Fields, check_models_of_path, read_fields, renamed
 from gateway.proxy.routing import Route, RoutingTable, Target
 from gateway.proxy.stored_answer import StoredFacts
@@ -164,6 +169,11 @@ class Preparation:
             headers=ask.exchange.headers,
             model_required=_has_to_name_model(endpoint, caller),
         )
+        if endpoint.wire is gemini.FORMAT and asks_for_part(ask.exchange.query):
+            raise RequestInvalid(
+                "The gateway has to read the whole answer: leave out 'fields', 'callback' and any "
+                "'alt' but json and sse."
+            )
         model = None if fields.model is None else _plain_model(fields.model, endpoint)
         if match.model_in_path is not None:
             check_models_of_path(fields, match.model_in_path, endpoint=endpoint)
@@ -263,8 +273,10 @@ def request_head(exchange: Exchange, request: Request, *, now: float) -> bytes:
     target = request.target
     path = target.kind.target_path(target.base.path, request.path)
     query = upstream_query(exchange.query)
+    use = request.endpoint.stored
+    is_retrieval = use is not None and use.retrieves
     headers = upstream_headers(
-        exchange.headers,
+        without_ranges(exchange.headers) if is_retrieval else exchange.headers,
         target=target,
         stream=request.stream,
         body_length=None if exchange.method in _BODILESS else len(request.sent.body),

@@ -11,6 +11,7 @@ event, at an event boundary, or where no event of ours can be put in, a broken c
 import asyncio
 from collections.abc import Callable
 from enum import Enum, auto
+from http import HTTPStatus
 from typing import Final
 
 from gateway.errors import (
@@ -170,6 +171,8 @@ class Relay:
             content_encoding=content_encoding,
             headers=self._headers,
         )
+        if status == HTTPStatus.PARTIAL_CONTENT:
+            self._meter, self._stored = NullMeter(), None  # a part tells nothing of the whole
         if self._stored is not None:
             self._stored.begin(content_type=content_type, content_encoding=content_encoding)
         self._is_events = content_type.partition(b";")[0].strip().lower() == b"text/event-stream"

@@ -48,6 +48,7 @@ _REFERENCES: Final = frozenset(
 _OBJECTS: Final = frozenset({"audio", "prompt", "voice"})
 _SKILL: Final = "skill_id"  # a stored one, unless its type says that it is the vendor's
 _URIS: Final = frozenset({"fileUri", "file_uri"})  # of the Files API, or of anything else
+_URI: Final = "uri"  # so does this; most that have it are of something else
 _OPAQUE: Final = frozenset(
     {
         "args",
@@ -79,7 +80,7 @@ _FILE_URI: Final = re.compile(
     r"(?:https://generativelanguage\.googleapis\.com/v1(?:beta)?/)?(files/[A-Za-z0-9_-]+)"
 )
 
-_NAMES: Final = sorted(_REFERENCES | _URIS | {_SKILL})
+_NAMES: Final = sorted(_REFERENCES | _URIS | {_SKILL, _URI})
 # Its first letter is looked at before the names: that makes the search six times as fast.
 _SUSPECT: Final = re.compile(
     rf'"(?=[{"".join(sorted({name[0] for name in (*_NAMES, *_OBJECTS)}))}])'
@@ -199,6 +200,12 @@ def _ids_named(name: str, value: Any, members: tuple[Any, ...]) -> Iterator[str]
         if isinstance(value, str) and not _is_foreign(value):
             plain = _FILE_URI.fullmatch(value)
             yield plain[1] if plain else value
+    elif name == _URI:
+        if isinstance(value, str) and not _is_foreign(value):
+            opened = unquote(value).lower()
+            plain = _FILE_URI.fullmatch(value)
+            if plain or _FILES_API in opened or "files/" in opened:
+                yield plain[1] if plain else value
     elif (
         name in _REFERENCES
         or (name in _OBJECTS and isinstance(value, tuple))

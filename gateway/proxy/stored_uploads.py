@@ -5,6 +5,7 @@ and only a file that was read may begin a batch. A form that two readers may tak
 read as such a file, whatever it says.
 """
 
+import json
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -101,22 +102,34 @@ def check_gemini_upload(
     parts = None if boundary is None else _related(body, boundary)
     if parts is None:
         raise UnsupportedBody("This upload is not 'multipart/related', or not plainly so.")
+    check_metadata(parts)
+
+
+def check_metadata(text: bytes) -> None:
+    """Raise BodyInvalid where a file's metadata names it, or says something twice."""
     try:
-        metadata = msgspec.json.decode(parts)
-    except _UNREADABLE as error:
-        raise BodyInvalid("The upload's first part is not JSON.") from error
-    if any(True for _ in _names(metadata)):
+        metadata = _METADATA.decode(text.decode("utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise BodyInvalid("The upload's metadata is not JSON, or says something twice.") from error
+    if _has_name(metadata):
         raise BodyInvalid("A file's name is the vendor's to give: leave it out.", param="name")
 
 
-def _names(metadata: Any) -> Iterator[Any]:  # noqa: ANN401 - JSON
-    """Yield every `name` in a file's metadata."""
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return an object whose members are there once. Raises ValueError."""
+    members = dict(pairs)
+    if len(members) != len(pairs):
+        raise ValueError("a member is there twice")
+    return members
+
+
+_METADATA: Final = json.JSONDecoder(object_pairs_hook=_once)
+
+
+def _has_name(metadata: Any) -> bool:  # noqa: ANN401 - JSON
     if isinstance(metadata, dict):
-        for name, value in metadata.items():
-            if name == "name":
-                yield value
-            else:
-                yield from _names(value)
+        return any(name.lower() == "name" or _has_name(of) for name, of in metadata.items())
+    return isinstance(metadata, list) and any(map(_has_name, metadata))
 
 
 def _lines(content: bytes) -> Iterator[bytes]:
