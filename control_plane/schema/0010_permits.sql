@@ -35,58 +35,71 @@ CREATE TRIGGER limit_updated AFTER UPDATE ON concurrency_limits
 FOR EACH ROW WHEN (OLD.* IS DISTINCT FROM NEW.*) EXECUTE FUNCTION limit_changed();
 
 -- `kind` is what is limited and of whom: rate-token, rate-org, rate-address, open-token, open-org.
+-- What a worker says has a number: a statement that arrives behind a later one changes nothing here.
+-- So a row stays for a while after everything was handed back.
 CREATE UNLOGGED TABLE permits_held (
     kind text NOT NULL,
     subject text NOT NULL,  -- an id, or the network of an address
     worker_id uuid NOT NULL,
-    held integer NOT NULL CHECK (held > 0),
+    number bigint NOT NULL,
+    held integer NOT NULL CHECK (held >= 0),
+    spare integer NOT NULL CHECK (spare BETWEEN 0 AND held),  -- of these, not with an open call
+    told_at timestamptz NOT NULL,
     PRIMARY KEY (kind, subject, worker_id)
 );
 
--- Slots are 1/240 of a window, numbered from 1970 on.
+-- What was used, gathered in slots of 1/240 of the window that was in force. It is in a window until
+-- the last of it leaves.
 CREATE UNLOGGED TABLE permits_used (
     kind text NOT NULL,
     subject text NOT NULL,
-    slot bigint NOT NULL,
+    slot_at timestamptz NOT NULL,
     used integer NOT NULL CHECK (used > 0),
-    ends_at timestamptz NOT NULL,  -- from then on it is in no window
-    PRIMARY KEY (kind, subject, slot)
+    last_at timestamptz NOT NULL,
+    keep_until timestamptz NOT NULL,
+    PRIMARY KEY (kind, subject, slot_at)
 );
-CREATE INDEX permits_used_by_end ON permits_used (ends_at);
+CREATE INDEX permits_used_by_end ON permits_used (keep_until);
 
 -- Take in what a worker used and holds of each subject, and grant it more of what it wants: at most
 -- a quarter of what is free, so that others find some too. A null window: open calls. One row each:
 --   granted       so many more are held now
---   outstanding   nothing is free, but other workers hold some; they are called back if may_recall
+--   outstanding   nothing is free, but other workers have spare ones; they are called back if
+--                 may_recall
 --   wait_seconds  until a used one leaves the window; null: none is in it
--- What a worker held that is gone counts as used when somebody asks next.
+-- What a worker held that is gone counts as used when somebody asks next. Its open calls may run on
+-- for as long as streams may that are cut off from the database; so long it holds its permits.
 CREATE FUNCTION exchange_permits(
     worker_id uuid, kinds text[], subjects text[], limits integer[], windows float8[],
-    helds integer[], useds integer[], wants integer[], may_recall boolean
+    numbers bigint[], helds integer[], spares integer[], useds integer[], wants integer[],
+    may_recall boolean
 ) RETURNS TABLE (
     kind text, subject text, granted integer, outstanding boolean, wait_seconds float8
 )
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp AS $$
 #variable_conflict use_variable
 DECLARE
-    slots_max CONSTANT bigint := 240;
+    slots CONSTANT float8 := 240;
     asked record;
-    slot_seconds float8;
-    this_slot bigint;
+    now_at timestamptz;
+    span interval;
     used_now integer;
     used_in_window bigint;
     held_by_others bigint;
+    spare_with_others bigint;
     free bigint;
 BEGIN
     FOR asked IN
         SELECT a.*, hashtextextended('permits:' || a.kind || ':' || a.subject, 0) AS lock
-        FROM unnest(kinds, subjects, limits, windows, helds, useds, wants)
-            AS a (kind, subject, calls, seconds, held, used, want)
+        FROM unnest(kinds, subjects, limits, windows, numbers, helds, spares, useds, wants)
+            AS a (kind, subject, calls, seconds, number, held, spare, used, want)
         ORDER BY lock  -- in one order, so that nobody waits in a circle
     LOOP
         PERFORM pg_advisory_xact_lock(asked.lock);
         kind := asked.kind;
         subject := asked.subject;
+        granted := 0;
+        outstanding := false;
         used_now := asked.used;
         used_in_window := 0;
         wait_seconds := NULL;
@@ -99,55 +112,63 @@ BEGIN
                 AND NOT EXISTS (
                     SELECT FROM workers AS w
                     WHERE w.id = h.worker_id AND w.ended_at IS NULL
-                        AND w.heartbeat_at + w.lease > clock_timestamp()
+                        AND w.heartbeat_at + w.lease + CASE
+                            WHEN asked.seconds IS NULL THEN w.offline_stream_grace
+                            ELSE interval '0'
+                        END > clock_timestamp()
                 )
             RETURNING h.held
         )
         SELECT used_now + coalesce(sum(g.held), 0) INTO used_now FROM gone AS g;
 
+        now_at := clock_timestamp();
         IF asked.seconds IS NOT NULL THEN
-            slot_seconds := asked.seconds / slots_max;
-            this_slot := floor(extract(epoch FROM clock_timestamp())::float8 / slot_seconds);
-            DELETE FROM permits_used AS u
-            WHERE u.kind = asked.kind AND u.subject = asked.subject
-                AND u.slot < this_slot - slots_max;
+            span := make_interval(secs => asked.seconds);
             IF used_now > 0 THEN
-                INSERT INTO permits_used (kind, subject, slot, used, ends_at)
+                INSERT INTO permits_used (kind, subject, slot_at, used, last_at, keep_until)
                 VALUES (
-                    asked.kind, asked.subject, this_slot, used_now,
-                    to_timestamp((this_slot + slots_max + 1) * slot_seconds)
+                    asked.kind, asked.subject,
+                    to_timestamp(
+                        floor(extract(epoch FROM now_at)::float8 * slots / asked.seconds)
+                            * asked.seconds / slots
+                    ),
+                    used_now, now_at, now_at + span
                 )
-                ON CONFLICT ON CONSTRAINT permits_used_pkey
-                DO UPDATE SET used = permits_used.used + excluded.used;
+                ON CONFLICT ON CONSTRAINT permits_used_pkey DO UPDATE SET
+                    used = permits_used.used + excluded.used,
+                    last_at = greatest(permits_used.last_at, excluded.last_at),
+                    keep_until = greatest(permits_used.keep_until, excluded.keep_until);
             END IF;
             SELECT
                 coalesce(sum(u.used), 0),
-                (min(u.slot) + slots_max + 1) * slot_seconds
-                    - extract(epoch FROM clock_timestamp())::float8
+                extract(epoch FROM least(min(u.last_at) - now_at, interval '0') + span)
             INTO used_in_window, wait_seconds
             FROM permits_used AS u
-            WHERE u.kind = asked.kind AND u.subject = asked.subject;
+            WHERE u.kind = asked.kind AND u.subject = asked.subject AND u.last_at > now_at - span;
         END IF;
 
-        SELECT coalesce(sum(h.held), 0) INTO held_by_others FROM permits_held AS h
+        SELECT coalesce(sum(h.held), 0), coalesce(sum(h.spare), 0)
+        INTO held_by_others, spare_with_others
+        FROM permits_held AS h
         WHERE h.kind = asked.kind AND h.subject = asked.subject
             AND h.worker_id <> exchange_permits.worker_id;
         free := asked.calls - used_in_window - held_by_others - asked.held;
-        granted := CASE
-            WHEN free > 0 THEN least(asked.want, greatest(1, free / 4)) ELSE 0
-        END;
-        IF asked.held + granted > 0 THEN
-            INSERT INTO permits_held (kind, subject, worker_id, held)
-            VALUES (
-                asked.kind, asked.subject, exchange_permits.worker_id, asked.held + granted
-            )
-            ON CONFLICT ON CONSTRAINT permits_held_pkey DO UPDATE SET held = excluded.held;
-        ELSE
-            DELETE FROM permits_held AS h
-            WHERE h.kind = asked.kind AND h.subject = asked.subject
-                AND h.worker_id = exchange_permits.worker_id;
+        IF free > 0 THEN
+            granted := least(asked.want, greatest(1, free / 4));
         END IF;
-        outstanding := granted = 0 AND asked.want > 0 AND held_by_others > 0;
+        INSERT INTO permits_held (kind, subject, worker_id, number, held, spare, told_at)
+        VALUES (
+            asked.kind, asked.subject, exchange_permits.worker_id, asked.number,
+            asked.held + granted, asked.spare + granted, now_at
+        )
+        ON CONFLICT ON CONSTRAINT permits_held_pkey DO UPDATE SET
+            number = excluded.number, held = excluded.held, spare = excluded.spare,
+            told_at = excluded.told_at
+        WHERE permits_held.number < excluded.number;
+        IF NOT FOUND THEN
+            granted := 0;  -- it was overtaken, and nobody hears this
+        END IF;
+        outstanding := granted = 0 AND asked.want > 0 AND spare_with_others > 0;
         IF outstanding AND may_recall THEN
             PERFORM pg_notify('kaixu_recall', asked.kind || ':' || asked.subject);
         END IF;
@@ -156,30 +177,39 @@ BEGIN
 END
 $$;
 
--- Delete some of what is in no window any more, and what workers held that are long gone.
+-- Delete some of what is in no window any more, what was handed back long ago, and what workers held
+-- that are long gone. It waits for nobody: exchanges lock in another order.
 CREATE FUNCTION prune_permits(rows_max integer DEFAULT 10000) RETURNS void
 LANGUAGE sql SECURITY DEFINER SET search_path = public, pg_temp AS $$
-    DELETE FROM permits_used WHERE (kind, subject, slot) IN (
-        SELECT kind, subject, slot FROM permits_used
-        WHERE ends_at < clock_timestamp() ORDER BY ends_at LIMIT rows_max
-    );
-    DELETE FROM permits_held AS h WHERE NOT EXISTS (
-        SELECT FROM workers AS w
-        WHERE w.id = h.worker_id
-            AND (w.ended_at IS NULL OR w.ended_at > clock_timestamp() - interval '1 day')
-            AND w.heartbeat_at > clock_timestamp() - interval '1 day'
-    );
+    DELETE FROM permits_used WHERE ctid = ANY (ARRAY(
+        SELECT ctid FROM permits_used
+        WHERE keep_until < clock_timestamp() ORDER BY keep_until LIMIT rows_max
+        FOR UPDATE SKIP LOCKED
+    ));
+    DELETE FROM permits_held WHERE ctid = ANY (ARRAY(
+        SELECT h.ctid FROM permits_held AS h
+        WHERE h.held = 0 AND h.told_at < clock_timestamp() - interval '10 minutes'
+            OR h.told_at < clock_timestamp() - interval '1 day' AND NOT EXISTS (
+                SELECT FROM workers AS w
+                WHERE w.id = h.worker_id AND w.ended_at IS NULL
+                    AND w.heartbeat_at > clock_timestamp() - interval '1 day'
+            )
+        LIMIT rows_max
+        FOR UPDATE SKIP LOCKED
+    ));
 $$;
 
 REVOKE ALL ON FUNCTION
     exchange_permits(
-        uuid, text[], text[], integer[], float8[], integer[], integer[], integer[], boolean
+        uuid, text[], text[], integer[], float8[], bigint[], integer[], integer[], integer[],
+        integer[], boolean
     ),
     prune_permits(integer)
 FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION
     exchange_permits(
-        uuid, text[], text[], integer[], float8[], integer[], integer[], integer[], boolean
+        uuid, text[], text[], integer[], float8[], bigint[], integer[], integer[], integer[],
+        integer[], boolean
     ),
     prune_permits(integer)
 TO kaixu_gateway;

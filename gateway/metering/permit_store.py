@@ -20,10 +20,16 @@ _PRUNE: Final = _QUERIES["prune_permits"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PermitAsk:
-    """What a worker says of one limit: what it holds, used since it last asked, and wants."""
+    """What a worker says of one limit: what it holds, used since it last asked, and wants.
+
+    `number` rises with all that it says of the limit: what arrives behind a later one is ignored.
+    `spare` of the held ones are with no open call.
+    """
 
     limit: PermitLimit
+    number: int
     held: int
+    spare: int
     used: int
     want: int
 
@@ -33,7 +39,7 @@ class PermitGrant:
     """What the database says to it."""
 
     granted: int
-    outstanding: bool  # nothing is free, but other workers hold some
+    outstanding: bool  # nothing is free, but other workers have spare ones
     wait_seconds: float | None  # until a used one leaves the window; None: none is in it
 
 
@@ -62,7 +68,9 @@ class PermitStore:
             [ask.limit.key[1] for ask in asks],
             [ask.limit.calls for ask in asks],
             [ask.limit.window_seconds for ask in asks],
+            [ask.number for ask in asks],
             [ask.held for ask in asks],
+            [ask.spare for ask in asks],
             [ask.used for ask in asks],
             [ask.want for ask in asks],
             may_recall,

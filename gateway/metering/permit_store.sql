@@ -9,10 +9,12 @@ FROM exchange_permits(
     subjects => $3::text[],
     limits => $4::integer[],
     windows => $5::float8[],
-    helds => $6::integer[],
-    useds => $7::integer[],
-    wants => $8::integer[],
-    may_recall => $9::boolean
+    numbers => $6::bigint[],
+    helds => $7::integer[],
+    spares => $8::integer[],
+    useds => $9::integer[],
+    wants => $10::integer[],
+    may_recall => $11::boolean
 )
 
 -- name: prune_permits

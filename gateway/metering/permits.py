@@ -91,7 +91,7 @@ class _Purse:
     def is_low(self) -> bool:
         return self.spare <= self.target // 4
 
-    def ask(self, *, needed: bool, idle: bool) -> PermitAsk:
+    def ask(self, *, number: int, needed: bool, idle: bool) -> PermitAsk:
         """Return what to say of it. What goes back is gone from here already."""
         self.pace = self.used if self.limit.window_seconds is not None else self.busy
         if idle or (self.recalled and not needed):
@@ -100,7 +100,20 @@ class _Purse:
         else:
             want = max(0, self.target - self.spare)
         self.recalled = False
-        return PermitAsk(limit=self.limit, held=self.spare + self.busy, used=self.used, want=want)
+        return PermitAsk(
+            limit=self.limit,
+            number=number,
+            held=self.spare + self.busy,
+            spare=self.spare,
+            used=self.used,
+            want=want,
+        )
+
+    def change(self, limit: PermitLimit) -> None:
+        """Go by another limit: what was granted by the one before is not used."""
+        self.limit = limit
+        self.spare = 0
+        self.refused_until = 0.0
 
 
 class Permits:
@@ -122,6 +135,7 @@ class Permits:
         self._purses: dict[PermitKey, _Purse] = {}
         self._wake = asyncio.Event()
         self._group: asyncio.TaskGroup | None = None
+        self._number = 0
         self._closed = False
 
     # what calls ask
@@ -132,6 +146,9 @@ class Permits:
         for limit in limits:
             purse = self._purses.get(limit.key)
             if purse is None or not purse.spare:
+                return False
+            if purse.limit is not limit and purse.limit != limit:
+                purse.change(limit)
                 return False
             purses.append(purse)
         now = self._now()
@@ -203,8 +220,8 @@ class Permits:
         purse = self._purses.get(limit.key)
         if purse is None:
             purse = self._purses[limit.key] = _Purse(limit, self._now())
-        elif purse.limit is not limit:
-            purse.limit = limit  # as the caller was looked up last
+        elif purse.limit != limit:
+            purse.change(limit)
         return purse
 
     def _refusal(self, purse: _Purse, now: float) -> GatewayError:
@@ -290,8 +307,12 @@ class Permits:
     def _is_due(self, purse: _Purse) -> bool:
         if purse.flight is not None:
             return False
-        if purse.used or purse.recalled or self._is_idle(purse):
+        if purse.used:
             return True
+        if self._is_idle(purse):
+            return purse.spare > 0 or not purse.busy
+        if purse.recalled:
+            return purse.spare > 0
         return purse.is_low and self._now() >= purse.refused_until
 
     def _is_idle(self, purse: _Purse) -> bool:
@@ -339,8 +360,10 @@ class Permits:
         give_up_at = self._now() + RECALL_SECONDS_MAX
         pauses = iter(RECALL_PAUSES_SECONDS)
         pause = 0.0
+        may_recall = True  # once: it is heard, or nobody hears
         while True:
-            grants = await self._exchange([purse], needed=True)
+            grants = await self._exchange([purse], needed=True, may_recall=may_recall)
+            may_recall = False
             if purse.spare:
                 return
             grant, now = grants[purse.limit.key], self._now()
@@ -359,13 +382,17 @@ class Permits:
         purse.refused_until = now + min(REFUSED_SECONDS_MAX, FULL_SECONDS if wait is None else wait)
 
     async def _exchange(
-        self, purses: Collection[_Purse], *, needed: bool
+        self, purses: Collection[_Purse], *, needed: bool, may_recall: bool = False
     ) -> dict[PermitKey, PermitGrant]:
         """Tell and ask for these. Raises DatabaseAway; then all of it is told again."""
-        asks = [purse.ask(needed=needed, idle=self._is_idle(purse)) for purse in purses]
+        self._number += 1
+        asks = [
+            purse.ask(number=self._number, needed=needed, idle=self._is_idle(purse))
+            for purse in purses
+        ]
         if not asks:
             return {}
-        grants = await self._store.exchange(self._worker_id, asks, may_recall=needed)
+        grants = await self._store.exchange(self._worker_id, asks, may_recall=may_recall)
         for purse, ask in zip(purses, asks, strict=True):
             purse.used -= ask.used
             purse.spare += grants[ask.limit.key].granted

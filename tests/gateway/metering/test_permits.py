@@ -295,7 +295,7 @@ async def test_an_idle_purse_goes_back_and_is_forgotten(
         assert await admit(permits, rate(100, 3600), open_calls(5)) is None
         permits.release([open_calls(5)])
         await eventually(lambda: not permits._purses)
-    assert await fleet.owner.fetchval("SELECT count(*) FROM permits_held") == 0
+    assert await fleet.owner.fetchval("SELECT sum(held) FROM permits_held") == 0
     assert await fleet.owner.fetchval("SELECT sum(used) FROM permits_used") == 1
 
 
@@ -304,7 +304,7 @@ async def test_closing_hands_everything_back(fleet: Fleet) -> None:
         assert await admit(permits, rate(100, 3600), open_calls(5)) is None
         permits.release([open_calls(5)])
     await permits.close()
-    assert await fleet.owner.fetchval("SELECT count(*) FROM permits_held") == 0
+    assert await fleet.owner.fetchval("SELECT sum(held) FROM permits_held") == 0
 
 
 async def test_pruning_deletes_what_is_in_no_window(
@@ -313,7 +313,8 @@ async def test_pruning_deletes_what_is_in_no_window(
     async with fleet.worker() as permits:
         assert await admit(permits, rate(5, 1)) is None
         await eventually(lambda: permits._purses[rate(5, 1).key].used == 0)
-    await fleet.owner.execute("UPDATE permits_used SET ends_at = now() - interval '1 s'")
+    await fleet.owner.execute("UPDATE permits_used SET keep_until = now() - interval '1 s'")
+    await fleet.owner.execute("UPDATE permits_held SET told_at = now() - interval '2 days'")
     await fleet.owner.execute("UPDATE workers SET ended_at = now() - interval '2 days'")
     await PermitStore(gateway_pool).prune()
     for table in ("permits_used", "permits_held"):
