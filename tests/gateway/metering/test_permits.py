@@ -319,3 +319,120 @@ async def test_pruning_deletes_what_is_in_no_window(
     await PermitStore(gateway_pool).prune()
     for table in ("permits_used", "permits_held"):
         assert await fleet.owner.fetchval(f"SELECT count(*) FROM {table}") == 0  # noqa: S608
+
+
+def ask(
+    limit: PermitLimit, number: int, *, held: int = 0, spare: int | None = None, used: int = 0,
+    want: int = 0,
+) -> PermitAsk:  # fmt: skip
+    spare = held if spare is None else spare
+    return PermitAsk(limit=limit, number=number, held=held, spare=spare, used=used, want=want)
+
+
+async def exchanged(fleet: Fleet, worker_id: str, one: PermitAsk) -> PermitGrant:
+    grants = await fleet.store.exchange(worker_id, [one], may_recall=False)
+    return grants[one.limit.key]
+
+
+async def enlisted(fleet: Fleet, *, heartbeat_ago: str = "0", grace: str = "0") -> str:
+    worker_id = str(uuid.uuid4())
+    await fleet.owner.execute(
+        """
+        INSERT INTO workers (id, machine, pid, heartbeat_at, lease, offline_stream_grace, applied)
+        VALUES ($1, 'm', 1, clock_timestamp() - $2::text::interval, '15 s', $3::text::interval, 0)
+        """,
+        worker_id,
+        heartbeat_ago,
+        grace,
+    )
+    return worker_id
+
+
+async def test_a_statement_that_arrives_late_changes_nothing(fleet: Fleet) -> None:
+    limit, one, other = rate(100, 3600), await enlisted(fleet), await enlisted(fleet)
+    granted = (await exchanged(fleet, one, ask(limit, 2, want=25))).granted
+    assert granted == 25
+    late = await exchanged(fleet, one, ask(limit, 1, want=50))
+    assert late.granted == 0
+    held = 0
+    for number in range(60):
+        held += (await exchanged(fleet, other, ask(limit, number, held=held, want=100))).granted
+    assert granted + held == 100
+
+
+async def test_calls_count_in_a_window_of_another_length(fleet: Fleet) -> None:
+    worker = await enlisted(fleet)
+    await exchanged(fleet, worker, ask(rate(100, 3600), 1, used=100))
+    shorter = await exchanged(fleet, worker, ask(rate(100, 60), 2, want=100))
+    assert shorter.granted == 0
+    assert shorter.wait_seconds is not None
+    assert 55 < shorter.wait_seconds <= 60
+    longer = await exchanged(fleet, worker, ask(rate(100, 86_400), 3, want=100))
+    assert longer.granted == 0
+    assert longer.wait_seconds is not None
+    assert 86_390 < longer.wait_seconds <= 86_400
+
+
+async def test_calls_leave_the_window_together_with_the_last_of_their_slot(fleet: Fleet) -> None:
+    worker = await enlisted(fleet)
+    await exchanged(fleet, worker, ask(rate(10, 60), 1, used=10))
+    await fleet.owner.execute("UPDATE permits_used SET last_at = last_at - interval '60 s'")
+    assert (await exchanged(fleet, worker, ask(rate(10, 60), 2, want=8))).granted == 2
+
+
+@pytest.mark.parametrize(("grace", "granted"), [("300 s", 0), ("0 s", 10)])
+async def test_open_calls_of_who_is_cut_off_count_as_long_as_they_may_run(
+    fleet: Fleet, grace: str, granted: int
+) -> None:
+    limit, away = open_calls(10), await enlisted(fleet, heartbeat_ago="20 s", grace=grace)
+    other = await enlisted(fleet)
+    await exchanged(fleet, away, ask(limit, 1, held=10, spare=0))
+    held = 0
+    for number in range(20):
+        held += (await exchanged(fleet, other, ask(limit, number, held=held, want=10))).granted
+    assert held == granted
+
+
+async def test_busy_permits_are_not_called_back(fleet: Fleet) -> None:
+    limit, one, other = open_calls(4), await enlisted(fleet), await enlisted(fleet)
+    await exchanged(fleet, one, ask(limit, 1, held=4, spare=0))
+    assert (await exchanged(fleet, other, ask(limit, 1, want=1))).outstanding is False
+    await exchanged(fleet, one, ask(limit, 2, held=4, spare=1))
+    assert (await exchanged(fleet, other, ask(limit, 2, want=1))).outstanding is True
+
+
+async def test_a_lowered_limit_holds_though_calls_still_ask_by_the_old_one(fleet: Fleet) -> None:
+    async with fleet.worker() as permits:
+        async with asyncio.TaskGroup() as group:
+            for _ in range(15):
+                group.create_task(admit(permits, rate(1000, 3600)))
+            await asyncio.sleep(0)
+            permits.limit_changed("token", TOKEN)
+        outcomes = [await admit(permits, rate(20, 3600)) for _ in range(60)]
+        assert outcomes.count(None) <= 5
+
+
+async def test_quiet_open_calls_cost_no_statements(
+    fleet: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gateway.metering.permits.IDLE_SECONDS", 0.1)
+    monkeypatch.setattr("gateway.metering.permits.EXCHANGE_SECONDS", 0.01)
+    limit = open_calls(1)
+    async with fleet.worker() as permits:
+        assert await admit(permits, limit) is None
+        await asyncio.sleep(0.2)
+        asked = fleet.store.asked
+        await asyncio.sleep(0.3)
+        assert fleet.store.asked - asked <= 1
+        permits.release([limit])
+        await eventually(lambda: not permits._purses)
+
+
+async def test_pruning_waits_for_nobody(fleet: Fleet, gateway_pool: asyncpg.Pool) -> None:
+    worker = await enlisted(fleet)
+    await exchanged(fleet, worker, ask(rate(5, 1), 1, used=5))
+    await fleet.owner.execute("UPDATE permits_used SET keep_until = now() - interval '1 s'")
+    async with fleet.owner.transaction():
+        await fleet.owner.execute("SELECT FROM permits_used FOR UPDATE")
+        async with asyncio.timeout(DEADLINE_SECONDS):
+            await PermitStore(gateway_pool).prune()
