@@ -1,14 +1,14 @@
 """Workers that die at any moment, in one process, and those who finish what they left.
 
-At each step of a worker's disk and database a copy of its journal is read as recovery would read
-it, and held against what the worker has done; and now and then it does die, and the next worker
-finishes what it left, and may die over that too.
+At each step of a worker's disk and database its journal is read as recovery would read it, and held
+against what the worker has done; and now and then it does die, and the next worker finishes what it
+left, and may die over that too.
 """
 
 import asyncio
 import itertools
+import os
 import random
-import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -18,7 +18,6 @@ from typing import Any, Final
 import orjson
 
 from gateway.ids import IdMaker
-from gateway.metering.journal_files import LOCK_NAME, SEGMENT_SUFFIX
 from gateway.metering.journal_recovery import Orphan, orphans
 from tests.faults.model_database import LATE_SECONDS_MAX, NOW, ModelDatabase, Subject
 from tests.faults.simulated_worker import BOOT, SimulatedWorker
@@ -112,21 +111,17 @@ class Simulation:
             loop.call_later(self.chance.uniform(0, 0.05), recall, *subject)
 
     def look(self, worker: SimulatedWorker, what: str) -> None:
-        """Read a copy of a worker's journal as if it had just died."""
+        """Read a worker's journal as if it had just died."""
         self.looks += 1
         if self.looks == self.looks_max:
             self.end()
-        copies = self.root / ".copies"
-        folder = copies / worker.id
-        folder.mkdir(parents=True)
-        (folder / LOCK_NAME).touch()
-        for path in worker.journal.folder.glob(f"*{SEGMENT_SUFFIX}"):
-            lines, _, _ = path.read_bytes().partition(b"\0")
-            (folder / path.name).write_bytes(lines + b"\0")
+        # The lock is the worker's, and stays so: this is another descriptor of it.
+        lock = os.dup(worker.journal._lock)
+        orphan = Orphan(worker.journal.folder, lock=lock, boot_id=BOOT)
         try:
-            check_moment(self, worker, copies, what)
+            check_moment(self, worker, orphan, what)
         finally:
-            shutil.rmtree(copies)
+            orphan.release()
 
 
 def finish(simulation: Simulation) -> None:
@@ -140,12 +135,12 @@ def finish(simulation: Simulation) -> None:
         orphan.discard()
 
 
-def check_moment(simulation: Simulation, worker: SimulatedWorker, root: Path, what: str) -> None:
+def check_moment(
+    simulation: Simulation, worker: SimulatedWorker, orphan: Orphan, what: str
+) -> None:
     """Hold what recovery finds now against what the worker has done. Raises Problem."""
-    [orphan] = orphans(root, boot_id=BOOT)
     findings = orphan.read()
     told = [orjson.loads(row) for batch in _batches(orphan) for row in batch]
-    orphan.release()
     closed = {row["id"]: row for row in told}
     supposed = {row["id"]: row for row in map(orjson.loads, findings.interrupted)}
     problem = _problem(simulation, what)
