@@ -128,7 +128,9 @@ class Orphan:
                     with contextlib.suppress(OSError):  # a full disk keeps less
                         (gone / (_INTERRUPTED_NAME + KEPT_SUFFIX)).write_bytes(lines)
                 paths = files_with(gone, KEPT_SUFFIX) + files_with(gone, SEGMENT_SUFFIX)
-                moved.extend(path.rename(keep_in / self._kept_name(path.stem)) for path in paths)
+                for path in paths:
+                    _cut_to_lines(path)
+                    moved.append(path.rename(keep_in / self._kept_name(path.stem)))
             remove_folder(gone)
         finally:
             self.release()
@@ -222,6 +224,12 @@ class _Reading:
     def _damage(self) -> None:
         self.damaged += 1
         self.trusted = False
+
+
+def _cut_to_lines(path: Path) -> None:
+    """Give back the room of a segment behind what was written: it takes no line any more."""
+    with contextlib.suppress(OSError):
+        os.truncate(path, len(path.read_bytes().rstrip(b"\0")))
 
 
 def _is_worker_id(name: str) -> bool:

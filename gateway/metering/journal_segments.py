@@ -124,9 +124,23 @@ class Segments:
                 self.add_spare(*self.make_spare(self.next_spare()))
                 return
             except OSError as error:
-                if error.errno not in NO_ROOM_ERRORS or not self.kept:
+                if error.errno not in NO_ROOM_ERRORS or not self._give_up_kept():
                     raise
-                remove(self.kept.popleft().path)
+
+    def _give_up_kept(self) -> bool:
+        """Remove a kept segment, another worker's where none is ours; return whether there was one.
+
+        The other one misses nothing: a kept file that has gone is skipped.
+        """
+        if self.kept:
+            remove(self.kept.popleft().path)
+            return True
+        others = sorted(self._folder.parent.glob(f"*/*{KEPT_SUFFIX}"), key=lambda path: path.name)
+        for path in others:
+            remove(path)
+            if not path.exists():
+                return True
+        return False
 
     def next_spare(self) -> Path:
         """Return the path of a spare that is yet to be made."""

@@ -17,7 +17,7 @@ import time
 from collections.abc import Iterable
 from typing import Final
 
-from tests.faults.results import Result, digest_of_code, keep, kept, table
+from tests.faults.results import Result, digest_of_code, keep, keep_log, kept, table
 from tests.faults.table import FAULTS, LEFT_OUT
 from tests.faults.trial import Fault, Trial
 from tests.faults.world import Settings, World
@@ -41,6 +41,9 @@ async def run_all(runs: Iterable[Run]) -> list[Result]:
                 result = await Trial.run(world, fault, seed)
                 keep(result)
                 results.append(result)
+                if result.failed:
+                    for machine in world.machines:
+                        keep_log(result, machine.log)
                 print(told(result), flush=True)
     return results
 

@@ -17,6 +17,7 @@ from gateway.metering.allowance_store import BlockAsk, BlockGrant
 MONTH: Final = date(2026, 11, 1)
 RESET: Final = datetime(2026, 12, 1, tzinfo=UTC)
 NOW: Final = datetime(2026, 11, 15, tzinfo=UTC).timestamp()
+LATE_SECONDS_MAX: Final = 3.0  # between a request and its late arrival
 SUPPOSED: Final = frozenset({"interrupted", "unaccounted"})
 
 Subject = tuple[str, str]

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shutil
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
@@ -63,6 +64,11 @@ def keep(result: Result, *, path: Path = RESULTS) -> None:
     path.parent.mkdir(exist_ok=True)
     with path.open("a", encoding="utf-8") as file:
         file.write(json.dumps(asdict(result)) + "\n")
+
+
+def keep_log(result: Result, log: Path, *, folder: Path = RESULTS.parent) -> None:
+    """Keep what a machine logged in a run that failed."""
+    shutil.copy(log, folder / f"faults-{result.fault}-{result.seed}-{log.parent.name}.log")
 
 
 def kept(*, code: str | None = None, path: Path = RESULTS) -> list[Result]:

@@ -68,6 +68,32 @@ async def kill_recovery(trial: Trial) -> None:
     await asyncio.to_thread(machine.kill, pids)
 
 
+async def kill_cut_off(trial: Trial) -> None:
+    """Kill a machine that is cut off from the database; it starts while it still is."""
+    machine = trial.victim()
+    for proxy in (machine.pool, machine.feed):
+        proxy.cut()
+    await trial.last(0.1, 1.0)
+    await asyncio.to_thread(machine.kill_all)
+    async with asyncio.TaskGroup() as tasks:
+        tasks.create_task(machine.start())
+        await trial.last(0.1, 1.0)
+        for proxy in (machine.pool, machine.feed):
+            proxy.heal()
+
+
+async def kill_everything(trial: Trial) -> None:
+    """Kill PostgreSQL and all machines, as a machine does that runs all of them and hangs."""
+    await trial.world.end_postgres(signal.SIGKILL)
+    async with asyncio.TaskGroup() as tasks:
+        for machine in trial.world.machines:
+            tasks.create_task(asyncio.to_thread(machine.kill_all))
+    await trial.world.start_postgres()
+    async with asyncio.TaskGroup() as tasks:
+        for machine in trial.world.machines:
+            tasks.create_task(machine.start())
+
+
 async def torn_line(trial: Trial) -> None:
     """Kill a machine in the middle of a line: the last one of each journal is there in part."""
     machine = trial.victim()
@@ -308,6 +334,11 @@ FAULTS: Final = MappingProxyType(
                 name="kill-recovery", what="kill -9 between commit and trim", make=kill_recovery,
                 quick=True,
             ),
+            Fault(
+                name="kill-cut-off", what="kill -9 of a machine that is cut off",
+                make=kill_cut_off, quick=True,
+            ),
+            Fault(name="kill-everything", what="kill -9 of all there is", make=kill_everything),
             Fault(name="torn-line", what="torn last line", make=torn_line, quick=True),
             Fault(
                 name="postgres-immediate", what="PostgreSQL stopped at once",

@@ -194,7 +194,9 @@ class Trial:
                     while not await self._takes_calls(machine):  # noqa: ASYNC110
                         await asyncio.sleep(RECOVERY_LOOK_SECONDS)
         except TimeoutError:
-            self.verdict.blame("unrecovered", 1, "some machine takes no calls")
+            told = [await machine.readiness() for machine in self.world.machines]
+            last = [(one.machine, one.status) for one in self.load.sent if one.ended][-10:]
+            self.verdict.blame("unrecovered", 1, f"takes no calls: {told}, {last}")
         took = time.monotonic() - began
         self.verdict.blame("unrecovered", took > limit, f"calls are taken after {took:.1f} s")
         return took

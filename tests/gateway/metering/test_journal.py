@@ -447,3 +447,20 @@ def test_scan_gives_the_good_lines_of_damaged_data() -> None:
     assert list(scan(b"\0" * 100)) == []
     assert [line.kind for line in scan(b"junk\n")] == [b"!"]
     assert list(scan(b"c 123")) == []
+
+
+def test_a_full_disk_takes_the_kept_segments_of_other_workers_too(tmp_path: Path) -> None:
+    case = Case(tmp_path)
+    kept = tmp_path / ids.new() / "00000001.kept"
+    kept.parent.mkdir()
+    kept.touch()
+    make = case.disk.create
+
+    def create(path: Path, size: int) -> int:
+        if kept.exists():
+            raise OSError(errno.ENOSPC, "no room")
+        return make(path, size)
+
+    case.disk.create = create  # type: ignore[method-assign]
+    case.open()
+    assert not kept.exists()

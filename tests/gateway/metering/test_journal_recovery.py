@@ -327,3 +327,16 @@ def test_an_orphan_that_is_released_can_be_taken_again(tmp_path: Path) -> None:
         [orphan] = orphans(tmp_path, boot_id="boot")
         assert isinstance(orphan, Orphan)
         orphan.release()
+
+
+def test_a_kept_segment_takes_no_more_room_than_its_lines(tmp_path: Path) -> None:
+    a_history(tmp_path / "a", 3)
+    keeper = Journal.create(tmp_path / "b", worker_id=ids.new(), boot_id="boot")
+    [orphan] = orphans(tmp_path / "a", boot_id="boot")
+    rows = [row for batch in orphan.batches(rows_max=3, bytes_max=10**6) for row in batch]
+    moved = orphan.discard(keep_in=keeper.folder)
+    told = b"".join(path.read_bytes() for path in moved)
+    assert rows
+    assert all(row in told for row in rows)
+    assert b"\0" not in told
+    keeper.close()
