@@ -101,7 +101,6 @@ class Workload:
         """Return the form for a quick look."""
         return replace(
             self,
-            ramp_seconds=min(self.ramp_seconds, 1.0),
             warm_seconds=min(self.warm_seconds, 0.5),
             seconds=min(self.seconds, 1.5),
         )
