@@ -8,6 +8,8 @@ FIRST_ANSWER: Final = "s2x0"  # a stream that is over at once, for a system's fi
 ALIAS_PREFIX: Final = "fast-"  # clients name an alias; ours puts the vendor's name in its place
 VENDOR_PREFIX: Final = "bench-"
 
+MICROSECONDS: Final = 1e6
+
 SMALL_BODY_BYTES: Final = 600
 IDE_BODY_BYTES: Final = 64 * 1024
 STREAM_BODY_BYTES: Final = 600
@@ -53,6 +55,13 @@ class Workload:
         return self.unit == "event"
 
     @property
+    def events_per_second(self) -> float | None:
+        """How many events the vendor sends when nobody is late; None: it sends no events."""
+        if not self.is_stream:
+            return None
+        return self.connections * MICROSECONDS / int(self.answer.partition("x")[2])
+
+    @property
     def alias(self) -> str:
         """The model's name as clients send it."""
         return ALIAS_PREFIX + self.answer
@@ -92,7 +101,6 @@ class Workload:
         """Return the form for a quick look."""
         return replace(
             self,
-            ramp_seconds=min(self.ramp_seconds, 1.0),
             warm_seconds=min(self.warm_seconds, 0.5),
             seconds=min(self.seconds, 1.5),
         )

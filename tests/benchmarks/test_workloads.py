@@ -42,6 +42,13 @@ def test_many_streams_outlast_the_window_in_which_they_are_measured() -> None:
     assert events > workload.ramp_seconds + workload.warm_seconds + workload.seconds
 
 
+def test_the_pace_of_a_workload_is_that_of_all_its_streams() -> None:
+    assert FAST_STREAMS.events_per_second == 12_800
+    assert SLOW_STREAMS.events_per_second == 10_000
+    assert many_streams(9_500, is_quick=True).events_per_second == 9_500
+    assert SMALL.events_per_second is None
+
+
 def test_the_descriptors_bound_the_streams() -> None:
     assert streams_most(20_000) == MANY_STREAMS_MOST
     assert streams_most(10_500) == 5_000
