@@ -17,6 +17,7 @@ from gateway.proxy.exchange import Exchange
 from gateway.proxy.headers import upstream_headers, upstream_query
 from gateway.proxy.request_body import Fields, check_models_of_path, read_fields, renamed
 from gateway.proxy.routing import Route, RoutingTable, Target
+from gateway.proxy.side_models import side_models
 from gateway.proxy.stored_answer import StoredFacts
 from gateway.proxy.stored_objects import Named, named_objects
 from gateway.proxy.stored_owners import Holding
@@ -170,10 +171,8 @@ class Preparation:
             model = match.model_in_path
         if model is not None and not caller.may_use(model):
             raise ModelNotAllowed(param="model")
-        if caller.has_model_list and (
-            fields.further_models is None or not all(map(caller.may_use, fields.further_models))
-        ):
-            raise ModelNotAllowed(param="models")
+        if caller.has_model_list:
+            _check_other_models(fields, endpoint=endpoint, caller=caller)
         named: tuple[Named, ...] = ()
         stored: StoredFacts | None = None
         vendor = ask.vendor
@@ -312,6 +311,16 @@ def _read_upload(ask: _Ask) -> Upload:
 def _plain_model(model: str, endpoint: Endpoint) -> str:
     """Return a model's name as it stands in patterns and aliases."""
     return model.removeprefix(_GEMINI_MODELS) if endpoint.wire is gemini.FORMAT else model
+
+
+def _check_other_models(fields: Fields, *, endpoint: Endpoint, caller: Caller) -> None:
+    """Raise ModelNotAllowed where a body names one beside its own that is not on the list."""
+    if fields.further_models is None or not all(map(caller.may_use, fields.further_models)):
+        raise ModelNotAllowed(param="models")
+    if isinstance(fields, DecidingFields):
+        for param, model in side_models(fields):
+            if model is None or not caller.may_use(_plain_model(model, endpoint)):
+                raise ModelNotAllowed(param=param)
 
 
 def _has_to_name_model(endpoint: Endpoint, caller: Caller) -> bool:
