@@ -14,8 +14,9 @@ from gateway.errors import BodyInvalid
 from gateway.proxy.body import DecidingFields, member_spans
 from gateway.proxy.stored_objects import OPAQUE
 
-_AGENT: Final = b"agent"  # of the Interactions API: an agent is a model and more
-_MEMBERS: Final = frozenset({_AGENT, b"plugins", b"tools"})
+AGENT: Final = "agent"  # of the Interactions API, which takes it in place of a model
+
+_MEMBERS: Final = frozenset({AGENT.encode(), b"plugins", b"tools"})
 _NAMES: Final = frozenset({"allowed_models", "model", "models"})  # a name, or a list of names
 _PARAMETERS: Final = "parameters"  # a function's schema; of other tools, what they are set to
 _FUNCTIONS: Final = ("custom", "function", None)
@@ -48,10 +49,10 @@ def side_models(fields: DecidingFields) -> Iterator[SideModel]:
         return
     for name, span in member_spans(text, 0, wanted=_MEMBERS, members=fields.members).items():
         value = text[slice(*span)]
-        if name == _AGENT:
+        if name == AGENT.encode():
             if value != b"null":
                 named = _decoded(value)
-                yield SideModel(_AGENT.decode(), named if isinstance(named, str) else None)
+                yield SideModel(AGENT, named if isinstance(named, str) else None)
         elif _ESCAPE in value or _SUSPECT_MODEL.search(value):
             yield from _within(name.decode(), _decoded(value))
 

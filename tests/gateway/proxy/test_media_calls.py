@@ -207,6 +207,20 @@ async def test_a_model_of_a_tool_a_plugin_or_an_agent_is_on_the_list_as_well(
     assert len(rig.vendor.bodies) == 1
 
 
+async def test_an_agent_on_the_list_stands_in_place_of_a_model(rig: Rig) -> None:
+    rig.authenticated.caller = replace(rig.caller, models=("deep-*",))
+    rig.vendor.script = answers("application/json", {})
+    path = "/v1beta/interactions"
+    assert (await rig.ask(path, {"agent": "deep-research", "input": "x"})).status == 200
+    other = await rig.ask(path, {"agent": "wide-research", "input": "x"})
+    assert reason(other) == (403, "model_not_allowed")
+    for body in ({"input": "x"}, {"agent": None, "input": "x"}):
+        assert reason(await rig.ask(path, body)) == (400, "body_invalid")
+    elsewhere = await rig.ask("/v1/moderations", {"agent": "deep-research", "input": "x"})
+    assert reason(elsewhere) == (400, "body_invalid")
+    assert len(rig.vendor.bodies) == 1
+
+
 @pytest.mark.parametrize(
     "body",
     [
