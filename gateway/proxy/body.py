@@ -1,9 +1,9 @@
 r"""The request's body: the few fields that decide about a call, and the edits that it may need.
 
 A body is read as the vendor will read it, or refused. Where parsers differ, a model list could be
-slipped past: of two members `model` one reader takes the first and another the last, and
-`"mod\u0065l"` is a `model` only to those that open escapes. Both are refused for the members that
-decide.
+slipped past: of two members `model` one reader takes the first and another the last,
+`"mod\u0065l"` is a `model` only to those that open escapes, and `Model` is one to those that read
+names in any case, as Go does. All are refused for the members that decide.
 
 Nothing is written anew. An edit replaces or adds the bytes of one value; all others stay.
 """
@@ -39,6 +39,23 @@ _OF_SVG: Final = frozenset({b"model"})
 _OF_OPTIONS: Final = frozenset({b"include_usage"})
 _ESCAPED_NAME_BYTES_MAX: Final = 6 * max(map(len, _DECIDING | _OF_OPTIONS))  # all as \u0000
 _ESCAPE: Final = b"\\u00"  # how an escape begins that can hide a letter of theirs
+# One of their names in another case. U+017F is an `s` in lower case, U+212A a `k`. Only the first
+# letter is looked at for most names.
+_LETTERS_OF: Final = {
+    "s": rb"(?:s|\xc5\xbf|\\u017f)",
+    "k": rb"(?:k|\xe2\x84\xaa|\\u212a)",
+}
+_OTHER_CASE: Final = re.compile(
+    rb'"(?=[bms\xc5\\])(?!(?-i:%b)")(?:%b)"[ \t\r\n]*+:'
+    % (
+        b"|".join(sorted(_DECIDING)),
+        b"|".join(
+            b"".join(_LETTERS_OF.get(letter, letter.encode()) for letter in name.decode())
+            for name in sorted(_DECIDING)
+        ),
+    ),
+    re.IGNORECASE,
+)
 _ABSENT: Final = msgspec.Raw()
 _USAGE_ASKED: Final = b'"include_usage":true'
 
@@ -361,7 +378,7 @@ def _check_utf8(text: bytes) -> None:
 
 
 def _is_plain(text: bytes) -> bool:
-    """Return whether a body is small, and has no name that decides twice or in disguise."""
+    """Return whether a body is small, and no name that decides is in it twice or in disguise."""
     return (
         len(text) <= PLAIN_BYTES_MAX
         and _ESCAPE not in text
@@ -372,6 +389,7 @@ def _is_plain(text: bytes) -> bool:
         and text.count(b'"stream_options"') < 2  # noqa: PLR2004
         and text.count(b'"svg"') < 2  # noqa: PLR2004
         and text.count(b'"include_usage"') < 2  # noqa: PLR2004
+        and _OTHER_CASE.search(text) is None
     )
 
 
@@ -381,7 +399,7 @@ def member_spans(
     """Return where the values of the wanted members stand, of the object that begins at `at`.
 
     The text is valid JSON. Raises BodyInvalid for a wanted member that is there twice, or whose
-    name is written with escapes.
+    name is written with escapes or in another case.
     """
     spans: dict[bytes, Span] = {}
     at = past_space(text, past_space(text, at) + 1)
@@ -399,14 +417,22 @@ def member_spans(
             if name in spans:
                 raise _doubtful(name, "is in the body twice")
             spans[name] = start, following.start()
-        elif b"\\" in name and len(name) <= _ESCAPED_NAME_BYTES_MAX:
-            plain = json.loads(b'"%b"' % name).encode("utf-8", "surrogatepass")
-            if plain in wanted:
-                raise _doubtful(plain, "is written with escapes")
+        elif len(name) <= _ESCAPED_NAME_BYTES_MAX:
+            _check_disguise(name, wanted=wanted)
         if following[1] is None:
             return spans
         at = following.end()
     raise BodyInvalid(f"The request body has more than {MEMBERS_MAX} members.")
+
+
+def _check_disguise(name: bytes, *, wanted: frozenset[bytes]) -> None:
+    """Raise BodyInvalid where a name as it is written is a wanted one to some readers."""
+    has_escapes = b"\\" in name
+    text = json.loads(b'"%b"' % name) if has_escapes else name.decode()
+    plain = text.casefold().encode("utf-8", "surrogatepass")
+    if plain in wanted:
+        problem = "is written with escapes" if has_escapes else "is written in another case"
+        raise _doubtful(plain, problem)
 
 
 def _doubtful(name: bytes, problem: str) -> BodyInvalid:

@@ -22,6 +22,7 @@ from gateway.proxy.headers import (
 )
 from gateway.proxy.request_body import Fields, check_models_of_path, read_fields, renamed
 from gateway.proxy.routing import Route, RoutingTable, Target
+from gateway.proxy.side_models import AGENT, side_models
 from gateway.proxy.stored_answer import StoredFacts
 from gateway.proxy.stored_objects import Named, named_objects
 from gateway.proxy.stored_owners import Holding
@@ -180,10 +181,8 @@ class Preparation:
             model = match.model_in_path
         if model is not None and not caller.may_use(model):
             raise ModelNotAllowed(param="model")
-        if caller.has_model_list and (
-            fields.further_models is None or not all(map(caller.may_use, fields.further_models))
-        ):
-            raise ModelNotAllowed(param="models")
+        if caller.has_model_list:
+            _check_other_models(fields, endpoint=endpoint, caller=caller)
         named: tuple[Named, ...] = ()
         stored: StoredFacts | None = None
         vendor = ask.vendor
@@ -326,11 +325,36 @@ def _plain_model(model: str, endpoint: Endpoint) -> str:
     return model.removeprefix(_GEMINI_MODELS) if endpoint.wire is gemini.FORMAT else model
 
 
+def _check_other_models(fields: Fields, *, endpoint: Endpoint, caller: Caller) -> None:
+    """Raise ModelNotAllowed where a body names one beside its own that is not on the list.
+
+    Raises BodyInvalid where it names an agent neither, if that could stand in a model's place.
+    """
+    if fields.further_models is None or not all(map(caller.may_use, fields.further_models)):
+        raise ModelNotAllowed(param="models")
+    names_agent = False
+    if isinstance(fields, DecidingFields):
+        for param, model in side_models(fields):
+            if model is None or not caller.may_use(_plain_model(model, endpoint)):
+                raise ModelNotAllowed(param=param)
+            names_agent = names_agent or param == AGENT
+    if fields.model is None and _may_name_agent(endpoint) and not names_agent:
+        raise BodyInvalid("The request body has neither 'model' nor 'agent'.", param="model")
+
+
 def _has_to_name_model(endpoint: Endpoint, caller: Caller) -> bool:
     """Return whether a body needs a model: a vendor's default may not be on the token's list."""
     if endpoint.model_in != "body":
         return False
-    return not endpoint.has_default_model or caller.has_model_list
+    if not endpoint.has_default_model:
+        return True
+    return caller.has_model_list and not _may_name_agent(endpoint)
+
+
+def _may_name_agent(endpoint: Endpoint) -> bool:
+    """Return whether an agent may be named in place of a model: by the Interactions API."""
+    is_in_body = endpoint.model_in == "body" and endpoint.has_default_model
+    return is_in_body and endpoint.wire is gemini.FORMAT
 
 
 def _edited(

@@ -49,7 +49,7 @@ _OBJECTS: Final = frozenset({"audio", "prompt", "voice"})
 _SKILL: Final = "skill_id"  # a stored one, unless its type says that it is the vendor's
 _URIS: Final = frozenset({"fileUri", "file_uri"})  # of the Files API, or of anything else
 _URI: Final = "uri"  # so does this; most that have it are of something else
-_OPAQUE: Final = frozenset(
+OPAQUE: Final = frozenset(
     {
         "args",
         "input_schema",
@@ -188,7 +188,7 @@ def _objects(document: Any) -> Iterator[tuple[Any, ...]]:  # noqa: ANN401 - JSON
             waiting += [
                 inner
                 for name, inner in value
-                if name not in _OPAQUE and not (is_tool_use and name == "input")
+                if name not in OPAQUE and not (is_tool_use and name == "input")
             ]
         elif isinstance(value, list):
             waiting += value

@@ -55,19 +55,18 @@ def credential_lines(
 
 @dataclass(slots=True, eq=False)
 class _Account:
-    """One service account: all targets that call with it, and how its refresh stands."""
+    """One service account, as the present table has it, and how its refresh stands.
 
-    users: list[ServiceAccount]
+    All that call with it share its token: those of this table, and those of tables before, which
+    calls that are under way still have.
+    """
+
+    one: ServiceAccount
     allow_private: bool
     failures: int = 0
     next_try: float = float("-inf")  # not before, in Unix seconds
     busy: bool = False
     settled: asyncio.Event = field(default_factory=asyncio.Event)  # no exchange is to be waited for
-
-    @property
-    def one(self) -> ServiceAccount:
-        """The account, as any of them has it."""
-        return self.users[0]
 
 
 class TokenKeeper:
@@ -98,19 +97,13 @@ class TokenKeeper:
             signer = target.signer
             if not isinstance(signer, ServiceAccount):
                 continue
-            account = self._accounts.get(signer.identity)
+            account = self._accounts.get(signer.identity) or before.get(signer.identity)
             if account is None:
-                account = before.get(signer.identity)
-                if account is None:
-                    account = _Account(users=[], allow_private=target.is_private)
-                else:
-                    signer.set_token(account.one.token)
-                    account.users = []
-                    account.allow_private = target.is_private
+                account = _Account(one=signer, allow_private=target.is_private)
+            signer.held = account.one.held
+            if signer.identity not in self._accounts:
+                account.one, account.allow_private = signer, target.is_private
                 self._accounts[signer.identity] = account
-            elif account.users:
-                signer.set_token(account.one.token)
-            account.users.append(signer)
         self._stale.set()
 
     async def ready(self, target: Target) -> None:
@@ -158,8 +151,7 @@ class TokenKeeper:
             self._log.warning("no vendor token", account=repr(signer), problem=problem)
         else:
             account.failures = 0
-            for user in account.users:
-                user.set_token(token)
+            signer.held.replace(token)
         finally:
             account.busy = False
             account.settled.set()

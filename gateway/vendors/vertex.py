@@ -7,6 +7,7 @@ served. Without it, only the service account's own project is.
 
 import hashlib
 import re
+from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -27,6 +28,7 @@ ASSERTION_SECONDS: Final = 3600  # the longest that Google takes
 TOKEN_SECONDS_MAX: Final = 12 * 3600  # a longer life is not believed
 REFRESH_BEFORE_SECONDS: Final = 600.0  # so long before a token's end another one is asked for
 EXPIRY_MARGIN_SECONDS: Final = 10.0  # a token is not used in its last moments
+PAST_TOKENS_MAX: Final = 4  # kept to be masked: vendors may repeat what a call went up with
 RSA_BITS_MIN: Final = 2048
 
 _WHAT: Final = "a service account"
@@ -68,11 +70,27 @@ class AccessToken:
     refresh_at: float
 
 
+@dataclass(slots=True, eq=False)
+class HeldToken:
+    """The token that an account has at present, which all that call with the account may share."""
+
+    token: AccessToken | None = None
+    was_refused: bool = False
+    past: deque[bytes] = field(default_factory=lambda: deque(maxlen=PAST_TOKENS_MAX), repr=False)
+
+    def replace(self, token: AccessToken) -> None:
+        """Use this token from now on."""
+        if self.token is not None and self.token.text != token.text:
+            self.past.append(self.token.text)
+        self.token = token
+        self.was_refused = False
+
+
 class ServiceAccount:
     """A service account, and the token that it has at present.
 
-    `identity` is the same for all that share a token. The token is asked for by others: `request`
-    says how, `read` reads the answer, `token` is theirs to set.
+    `identity` is the same for all that share a token: `held` is one for all of them, which others
+    see to. They ask for the token as well: `request` says how, `read` reads the answer.
     """
 
     def __init__(
@@ -89,21 +107,21 @@ class ServiceAccount:
         """Take what `open_signer` read."""
         self.identity = identity
         self.token_uri = token_uri
-        self.token: AccessToken | None = None
+        self.held = HeldToken()
         self._email = email
         self._key_id = key_id
         self._private_key = private_key
         self._project = project
         self._location = location
-        self._was_refused = False
 
     def __repr__(self) -> str:
         return f"ServiceAccount(email={self._email!r}, project={self._project!r})"
 
     @property
     def secrets(self) -> tuple[bytes, ...]:
-        """The token: all that a vendor is ever sent."""
-        return () if self.token is None else (self.token.text,)
+        """The token, and those before it: all that a vendor is ever sent."""
+        token = self.held.token
+        return (*(() if token is None else (token.text,)), *self.held.past)
 
     def refuses(self, path: str) -> bool:
         """Return whether a path names another project, or location where the base URL has one."""
@@ -115,26 +133,24 @@ class ServiceAccount:
 
     def has_token(self, now: float) -> bool:
         """Return whether a call could be made."""
-        return self.token is not None and now < self.token.expires_at - EXPIRY_MARGIN_SECONDS
+        token = self.held.token
+        return token is not None and now < token.expires_at - EXPIRY_MARGIN_SECONDS
 
     def is_due(self, now: float) -> bool:
         """Return whether another token is to be asked for."""
-        return self.token is None or self._was_refused or now >= self.token.refresh_at
-
-    def set_token(self, token: AccessToken | None) -> None:
-        """Use this token from now on."""
-        self.token = token
-        self._was_refused = False
+        token = self.held.token
+        return token is None or self.held.was_refused or now >= token.refresh_at
 
     def on_refused(self) -> None:
         """Note that the vendor refused the token: it may have been revoked before its end."""
-        self._was_refused = True
+        self.held.was_refused = True
 
     def lines(self, request: Outgoing, *, now: float) -> bytes | None:  # noqa: ARG002 - as Signer
         """Return `authorization: Bearer`, None without a valid token."""
-        if self.token is None or not self.has_token(now):
+        token = self.held.token
+        if token is None or not self.has_token(now):
             return None
-        return b"authorization: Bearer %b\r\n" % self.token.text
+        return b"authorization: Bearer %b\r\n" % token.text
 
     def request(self, now: float) -> bytes:
         """Return the form that asks for a token."""

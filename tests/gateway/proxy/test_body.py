@@ -134,6 +134,18 @@ def test_nothing_of_a_prompt_is_in_a_repr() -> None:
         (b'{"model":"m","x":1,"model":"m2"}', "model"),
         (b'{"model":"m","mod\\u0065l":"n"}', "model"),
         (b'{"\\u006d\\u006F\\u0064\\u0065\\u006C":"n"}', "model"),
+        (b'{"model":"m","Model":"n"}', "model"),
+        (b'{"MODEL" :"n","model":"m"}', "model"),
+        (b'{"modeL":"n"}', "model"),
+        (b'{"\\u004dodel":"n"}', "model"),
+        (b'{"model":"m","model\xc5\xbf":["n"]}', "models"),
+        (b'{"model":"m","MODEL\\u017F":["n"]}', "models"),
+        (b'{"model":"m","\\u017fvg":{}}', "svg"),
+        ('{"model":"m","bac\u212aground":true}'.encode(), "background"),
+        (b'{"model":"m","bac\\u212aground":true}', "background"),
+        (b'{"model":"m","stream":false,"Stream":true}', "stream"),
+        (b'{"model":"m","\xc5\xbftream_options":{}}', "stream_options"),
+        (b'{"model":"m","stream_options":{"Include_Usage":false}}', "include_usage"),
         (b'{"model":"m","stream":true,"stream":false}', "stream"),
         (b'{"model":"m","str\\u0065am":false}', "stream"),
         (b'{"model":"m","stream_options":{},"stream_options":null}', "stream_options"),
@@ -152,6 +164,15 @@ def test_a_member_that_parsers_read_differently_is_refused(
     shape: Callable[[bytes], bytes], text: bytes, param: str
 ) -> None:
     assert problem(shape(text), model_required=False)[1] == param
+
+
+@pytest.mark.parametrize("shape", [bytes, padded])
+def test_another_case_within_a_text_or_further_down_is_nobodys_matter(
+    shape: Callable[[bytes], bytes],
+) -> None:
+    tools = b'[{"parameters":{"Model":{},"STREAM":{}}}]'
+    text = b'{"model":"m","x":"Model","y":"{\\"Model\\":1}","tools":%b,"user":"MODEL"}' % tools
+    assert read(shape(text)).model == "m"
 
 
 @pytest.mark.parametrize(

@@ -347,10 +347,13 @@ async def test_a_failing_refresh_keeps_the_old_token_until_its_end(rig: Rig, kee
     await google.next_exchange()
     assert (await rig.ask(f"{GEMINI}:generateContent", {})).status == 200
     now[0] += 600
+    await google.next_exchange()
     answer = await rig.ask(f"{GEMINI}:generateContent", {})
     assert (answer.status, answer.headers["x-kaixu-reason"]) == (502, "vendor_key")
     assert rig.units.left == 1_000_000 - 1  # no unit, no row for what never went out
     assert len(rig.lines.rows) == 1
+    (account,) = one._accounts.values()
+    await account.settled.wait()
     google.refuses = False
     now[0] += 60
     await google.next_exchange()
@@ -358,22 +361,74 @@ async def test_a_failing_refresh_keeps_the_old_token_until_its_end(rig: Rig, kee
     assert (await rig.ask(f"{GEMINI}:generateContent", {})).status == 200
 
 
-async def test_a_token_that_google_refuses_is_replaced(rig: Rig, keeper: Any) -> None:
+@pytest.mark.parametrize("place", [0, 1])
+async def test_a_token_that_google_refuses_is_replaced_for_all_who_share_it(
+    rig: Rig, keeper: Any, place: int
+) -> None:
     google, (one, _) = Google(rig), keeper
-    target = vertex(rig)
-    rig.targets = [target]
+    rig.targets = [vertex(rig), vertex(rig, "second")]
     one.adopt(RoutingTable(rig.targets))
     await google.next_exchange()
-    await one.ready(target)
-    signer = target.signer
+    for target in rig.targets:
+        await one.ready(target)
+    signer = rig.targets[place].signer
     assert isinstance(signer, ServiceAccount)
-    assert signer.token is not None
-    signer.set_token(replace(signer.token, text=b"revoked-at-google"))
-    answer = await rig.ask(f"{GEMINI}:generateContent", {})
+    assert signer.held.token is not None
+    signer.held.replace(replace(signer.held.token, text=b"revoked-at-google"))
+    path = f"/{rig.targets[place].name}{GEMINI}:generateContent"
+    answer = await rig.ask(path, {})
     assert (answer.status, answer.headers["x-kaixu-reason"]) == (502, "vendor_key")
     await google.next_exchange()
-    await one.ready(target)
-    assert (await rig.ask(f"{GEMINI}:generateContent", {})).status == 200
+    await one._accounts[signer.identity].settled.wait()
+    for target in rig.targets:
+        assert (await rig.ask(f"/{target.name}{GEMINI}:generateContent", {})).status == 200
+    assert google.given == 2
+
+
+async def test_a_call_that_waits_while_a_new_table_comes_gets_the_token(
+    rig: Rig, keeper: Any
+) -> None:
+    google, (one, now) = Google(rig), keeper
+    rig.targets = [vertex(rig)]
+    one.adopt(RoutingTable(rig.targets))
+    async with asyncio.TaskGroup() as calls:
+        call = calls.create_task(one.ready(rig.targets[0]))
+        await asyncio.sleep(0)
+        assert not call.done()
+        one.adopt(RoutingTable([vertex(rig)]))
+    assert google.given == 1
+    signer = rig.targets[0].signer
+    assert isinstance(signer, ServiceAccount)
+    assert signer.has_token(now[0])
+
+
+async def test_a_token_that_was_replaced_while_a_call_was_under_way_is_masked(
+    rig: Rig, keeper: Any
+) -> None:
+    google, (one, now) = Google(rig), keeper
+    rig.targets = [vertex(rig)]
+    one.adopt(RoutingTable(rig.targets))
+    await one.ready(rig.targets[0])
+    signer = rig.targets[0].signer
+    assert isinstance(signer, ServiceAccount)
+
+    async def repeats(head: bytes, body: bytes, writer: asyncio.StreamWriter) -> None:
+        if head.startswith(b"POST /token "):
+            await google.script(head, body, writer)
+            return
+        one.adopt(RoutingTable([vertex(rig)]))
+        google.asked.clear()
+        now[0] += 3001
+        await google.next_exchange()
+        await one._accounts[signer.identity].settled.wait()
+        told = re.findall(rb"authorization: (.*)\r\n", head)[0].decode()
+        writer.write(plain(400, {"error": {"message": f"not with {told}"}}))
+
+    rig.vendor.script = repeats
+    answer = await rig.ask(f"{GEMINI}:generateContent", {})
+    assert (answer.status, google.given) == (400, 2)
+    assert b"not with Bearer " in answer.body
+    assert b"secret" not in answer.body
 
 
 async def test_another_project_is_not_called(rig: Rig, keeper: Any) -> None:

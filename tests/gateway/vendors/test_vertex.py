@@ -9,7 +9,13 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 
 from gateway.connect_guard import check_base_url
 from gateway.vendors.credential import KeyUnusable, Outgoing
-from gateway.vendors.vertex import VERTEX, ServiceAccount, TokenRefused, open_signer
+from gateway.vendors.vertex import (
+    PAST_TOKENS_MAX,
+    VERTEX,
+    ServiceAccount,
+    TokenRefused,
+    open_signer,
+)
 from tests.gateway.vendors.cloud_keys import private_key, service_account
 
 NOW = 1_790_000_000.0
@@ -59,7 +65,7 @@ def test_a_token_is_used_until_its_end_and_replaced_before() -> None:
         False,
         None,
     )
-    one.set_token(one.read(200, answer(), NOW))
+    one.held.replace(one.read(200, answer(), NOW))
     assert one.lines(OUTGOING, now=NOW) == b"authorization: Bearer ya29.token-canary\r\n"
     assert not one.is_due(NOW + 2998)
     assert one.is_due(NOW + 3000)
@@ -70,11 +76,20 @@ def test_a_token_is_used_until_its_end_and_replaced_before() -> None:
 
 def test_a_refused_token_is_replaced_at_once() -> None:
     one = account()
-    one.set_token(one.read(200, answer(), NOW))
+    one.held.replace(one.read(200, answer(), NOW))
     one.on_refused()
     assert (one.is_due(NOW), one.has_token(NOW)) == (True, True)
-    one.set_token(one.read(200, answer(), NOW))
+    one.held.replace(one.read(200, answer(), NOW))
     assert not one.is_due(NOW)
+
+
+def test_tokens_that_a_vendor_may_still_repeat_stay_secret() -> None:
+    one = account()
+    for number in range(PAST_TOKENS_MAX + 2):
+        one.held.replace(one.read(200, answer(access_token=f"ya29.{number}"), NOW))
+    assert sorted(one.secrets) == [b"ya29.%d" % n for n in range(1, PAST_TOKENS_MAX + 2)]
+    one.held.replace(one.read(200, answer(access_token="ya29.5"), NOW))
+    assert len(one.secrets) == PAST_TOKENS_MAX + 1  # the same token again is no other
 
 
 @pytest.mark.parametrize(
@@ -134,8 +149,9 @@ def test_what_is_wrong_with_a_key_file_is_told_by_its_field(
 
 def test_no_secret_is_shown() -> None:
     one = account()
-    one.set_token(one.read(200, answer(), NOW))
-    shown = repr(one) + repr(one.token)
+    one.held.replace(one.read(200, answer(), NOW))
+    one.held.replace(one.read(200, answer(access_token="ya29.another-canary"), NOW))
+    shown = repr(one) + repr(one.held)
     assert "canary" not in shown
     assert "PRIVATE" not in shown
 
