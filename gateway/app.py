@@ -51,6 +51,7 @@ from gateway.proxy.model_list import ModelDirectory
 from gateway.proxy.model_refresh import ModelRefresh
 from gateway.proxy.refusal_log import RefusalLog
 from gateway.proxy.relay import RelayTimes
+from gateway.proxy.resumable_uploads import UploadTickets
 from gateway.proxy.route_loader import RouteLoader
 from gateway.proxy.stored_owners import StoredOwners
 from gateway.proxy.upstream import Origin, UpstreamPool, make_dial
@@ -181,9 +182,10 @@ class Worker:
             applied=lambda: self._feed.applied,
             touched_since=self._feed.touched_since,
         )
+        vault = Vault(settings.vault_keys)
         self._routes = RouteLoader(
             pool,
-            Vault(settings.vault_keys),
+            vault,
             keys=VaultKeySource(path=settings.vault_key_file, command=settings.vault_key_command),
             allowed_hosts=settings.vendor_hosts,
             log=log,
@@ -232,6 +234,7 @@ class Worker:
             address_window=_address_window(settings),
             credential_ready=self._token_keeper.ready,
             owners=self._owners,
+            upload_tickets=UploadTickets(lambda: vault.derived(b"upload tickets")),
         )
         self._lane = Lane(
             self._calls.handle,

@@ -99,7 +99,9 @@ LANGUAGE sql SECURITY DEFINER SET search_path = public, pg_temp AS $$
     WITH old AS (
         SELECT object_id, vendor_id FROM stored_objects
         WHERE made_at < clock_timestamp() - interval '90 days'
-            AND kind IN ('response', 'item', 'chat.completion', 'container', 'interaction')
+            AND kind IN (
+                'response', 'item', 'chat.completion', 'container', 'interaction', 'upload'
+            )
         ORDER BY made_at LIMIT 10000 FOR UPDATE SKIP LOCKED
     ), gone AS (
         DELETE FROM stored_objects AS s USING old

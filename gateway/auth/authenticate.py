@@ -129,6 +129,11 @@ def the_token(candidates: Sequence[bytes]) -> bytes:
     return tokens.pop()
 
 
+def carried_digest(candidates: Sequence[bytes]) -> bytes:
+    """Return the digest of the token that an authenticated request carries."""
+    return digest_of(candidates[0] if len(candidates) == 1 else the_token(candidates))
+
+
 class Authenticator:
     """Knows callers by their tokens. Keeps digests, never tokens."""
 
@@ -184,7 +189,14 @@ class Authenticator:
         Raises TokenMissing, TokenInvalid, TokenExpired, TokenRevoked, TwoTokens, DatabaseAway,
         TooManyFailedLookups, Draining, and what `find` raises.
         """
-        digest = digest_of(the_token(candidates))
+        return await self.authenticate_digest(digest_of(the_token(candidates)), address)
+
+    async def authenticate_digest(self, digest: bytes, address: str) -> Caller:
+        """Return the caller whose token has this digest.
+
+        Nobody may call by a digest alone: whoever gave it has proved that it had the token. Raises
+        what `authenticate` does.
+        """
         answer = self._callers.get(digest) or self._refusal(digest)
         if answer is None:
             answer = await self._found(digest, address)

@@ -40,8 +40,9 @@ from gateway.proxy.preparation import (
     request_head,
 )
 from gateway.proxy.relay import Outcome, Relay, RelayTimes
+from gateway.proxy.resumable_uploads import UploadTickets
 from gateway.proxy.routing import RoutingTable, Target
-from gateway.proxy.stored_calls import StoredCalls, StoredRecords
+from gateway.proxy.stored_calls import StoredCalls, StoredRecords, relay_class
 from gateway.proxy.upstream import Origin, UpstreamConnection, UpstreamPool
 
 ATTEMPTS_MAX: Final = 2  # the second only when a reused connection died before any byte
@@ -54,7 +55,7 @@ _HEALTHY: Final = b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\nx-content-type-optio
 Limits = tuple[Subject, ...]
 # A page may send what its SDK sends: the token in it is what counts.
 _PREFLIGHT: Final = (
-    b"HTTP/1.1 204 No Content\r\naccess-control-allow-methods: GET, POST, PATCH, DELETE\r\n"
+    b"HTTP/1.1 204 No Content\r\naccess-control-allow-methods: GET, POST, PUT, PATCH, DELETE\r\n"
     b"access-control-allow-headers: *, authorization\r\naccess-control-max-age: 600\r\n\r\n"
 )
 
@@ -67,6 +68,9 @@ class Authenticator(Protocol):
 
     async def authenticate(self, candidates: Sequence[bytes], address: str) -> Caller:
         """Return the caller. Raises GatewayError."""
+
+    async def authenticate_digest(self, digest: bytes, address: str) -> Caller:
+        """Return the caller whose token has this digest. Raises GatewayError."""
 
 
 class Allowances(Protocol):
@@ -172,6 +176,7 @@ class Calls:
         owners: StoredRecords,
         before_call: BeforeCall | None = None,
         credential_ready: CredentialReady | None = None,
+        upload_tickets: UploadTickets | None = None,
         wall_clock: Callable[[], float] = time.time,
     ) -> None:
         """Everything is handed in.
@@ -181,7 +186,8 @@ class Calls:
         the Unix seconds that signatures are made with.
         `cors_origins` are the web origins whose pages may call, `routing` gives the present table,
         `lease_holds` says whether this worker may admit calls, `on_defect(call_id, exception)` is
-        told of what must not happen, `owners` know who made what vendors store.
+        told of what must not happen, `owners` know who made what vendors store. `upload_tickets`
+        stand for tokens in the addresses of uploads; None: nothing does.
         """
         self._authenticator = authenticator
         self._permits = permits
@@ -203,7 +209,13 @@ class Calls:
         self._credential_ready = credential_ready
         self._wall_clock = wall_clock
         self._stored = StoredCalls(owners)
-        self._preparation = Preparation(routing=routing, owners=owners, before_call=before_call)
+        self._upload_tickets = upload_tickets or UploadTickets()
+        self._preparation = Preparation(
+            routing=routing,
+            owners=owners,
+            before_call=before_call,
+            upload_tickets=self._upload_tickets,
+        )
         self._relays: set[Relay] = set()
         self.draining = False
 
@@ -220,7 +232,7 @@ class Calls:
             if match is None:
                 exchange.respond(_HEALTHY)
                 return
-            caller = await self._who(exchange)
+            caller = await self._who(exchange, match)
             call = Call(call_id, caller, exchange, started)
             self._live.register(call)
             await self._permit(call)
@@ -303,18 +315,21 @@ class Calls:
         named = None if match.vendor is None else self._routing().target(match.vendor)
         return match if named is None else in_format(match, named.kind.wire.name)
 
-    async def _who(self, exchange: Exchange) -> Caller:
+    async def _who(self, exchange: Exchange, match: Match) -> Caller:
         """Return the caller; also whether this worker may admit it at all."""
         if self.draining:
             raise Draining
         if not self._lease_holds():
             raise DatabaseAway
         candidates = token_candidates(exchange.headers, exchange.query)
-        if not candidates:
-            raise TokenMissing
         caller = self._authenticator.find_cached(candidates[0]) if len(candidates) == 1 else None
-        if caller is None:
+        if caller is None and candidates:
             caller = await self._authenticator.authenticate(candidates, exchange.address)
+        if caller is None:
+            digest = self._upload_tickets.open(exchange.query) if match.is_resumable else None
+            if digest is None:
+                raise TokenMissing
+            caller = await self._authenticator.authenticate_digest(digest, exchange.address)
         if not caller.may_call():
             raise ScopeNotAllowed
         return caller
@@ -434,8 +449,7 @@ class Calls:
         exchange = call.exchange
         record = CallRecord(self._records)
         stored = self._stored.watch(request, caller=call.caller, call_id=call.id)
-        relay_class = HeldRelay if stored is not None and stored.facts.is_held else Relay
-        relay = relay_class(
+        relay = relay_class(stored)(
             exchange=exchange,
             record=record,
             endpoint=request.endpoint,

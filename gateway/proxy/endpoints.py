@@ -89,7 +89,8 @@ class Match:
 
     `path` is what follows the vendor's name, as sent; `model_in_path` is decoded, without the
     prefix `models/`. `around`: what stands before and after the model, where the path is not
-    Gemini's. `object_id` is the vendor's name for the stored object that the path names.
+    Gemini's. `object_id` is the vendor's name for the stored object that the path names, or what
+    the upload is recorded under that a request goes on with.
     """
 
     endpoint: Endpoint
@@ -98,6 +99,11 @@ class Match:
     model_in_path: str | None = None
     around: tuple[str, str] | None = None
     object_id: str | None = None
+
+    @property
+    def is_resumable(self) -> bool:
+        """Whether it uploads what may take several requests."""
+        return self.endpoint.body == "upload" and self.endpoint.wire is gemini.FORMAT
 
     def path_for(self, model: str) -> str:
         """Return `path` with another model in it, for an alias; only where it names a model."""
@@ -426,15 +432,15 @@ def in_format(match: Match, wire_name: str) -> Match:
     """Return what the same path means in a wire format; unchanged where it means nothing there."""
     endpoint = _IN_FORMAT.get((match.path, wire_name))
     if endpoint is None and match.endpoint.stored is not None and match.path not in _EXACT:
-        for one, _ in find_stored(match.path):
+        for one, object_id in find_stored(match.path):
             if one.wire.name == wire_name and {one.method} == match.endpoint.methods:
-                endpoint = _STORED[one]
+                return replace(match, endpoint=_STORED[one], object_id=object_id)
     return match if endpoint is None else replace(match, endpoint=endpoint)
 
 
 def guess_wire(path: str, headers: Headers) -> WireFormat:
     """Return the wire format that an error is told in where no endpoint was found."""
-    if "/v1beta/" in path or path.rpartition(":")[2] in _VERBS:
+    if "/v1beta/" in path or "/upload/v1/" in path or path.rpartition(":")[2] in _VERBS:
         return gemini.FORMAT
     if "/v1/messages" in path:
         return anthropic.FORMAT
@@ -476,6 +482,8 @@ def _read_stored(path: str, *, vendor: str | None, method: bytes, headers: Heade
     if not found:
         return None
     wire = _format_of_headers(headers)  # decides only where two formats have the same path
+    if wire is openai.FORMAT and any(name == b"x-goog-api-key" for name, _ in headers):
+        wire = gemini.FORMAT
     if any(one.wire is wire for one, _ in found):
         found = [(one, object_id) for one, object_id in found if one.wire is wire]
     for one, object_id in found:

@@ -95,6 +95,8 @@ _DENIED_DOWN: Final = _CONNECTION | {
     b"strict-transport-security",
 }
 _OWN_PREFIX: Final = b"x-kaixu-"
+TICKET_PARAMETER: Final = b"kaixu_upload"  # in the address of an upload: stands for a token
+_OWN_PARAMETERS: Final = (b"key", TICKET_PARAMETER)
 
 _OPTIONS: Final = frozenset({b"close", b"keep-alive"})  # in Connection, which are no names
 
@@ -171,15 +173,15 @@ def asks_for_part(query: bytes) -> bool:
 
 
 def upstream_query(query: bytes) -> bytes:
-    """Return a query without its `key` parameter, which carries a credential; the rest as sent."""
+    """Return a query without the parameters that carry a credential; the rest as sent."""
     if not query:
         return query
-    return b"&".join(part for part in query.split(b"&") if not _is_key(part))
+    return b"&".join(part for part in query.split(b"&") if not _is_credential(part))
 
 
-def _is_key(part: bytes) -> bool:
+def _is_credential(part: bytes) -> bool:
     name = part.partition(b"=")[0]
-    return name == b"key" or (b"%" in name and unquote_to_bytes(name) == b"key")
+    return name in _OWN_PARAMETERS or (b"%" in name and unquote_to_bytes(name) in _OWN_PARAMETERS)
 
 
 def _named(connection: bytes) -> set[bytes]:

@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
 from typing import Final
 
+from gateway.auth.authenticate import carried_digest, token_candidates
 from gateway.auth.caller import Caller
 from gateway.errors import BodyInvalid, ModelNotAllowed, NoRoute, RequestInvalid, UnsupportedBody
 from gateway.proxy.body import DecidingFields
@@ -21,13 +22,24 @@ from gateway.proxy.headers import (
     without_ranges,
 )
 from gateway.proxy.request_body import Fields, check_models_of_path, read_fields, renamed
+from gateway.proxy.resumable_uploads import (
+    BegunUpload,
+    UploadTickets,
+    object_id_of,
+    upload_id_of,
+)
 from gateway.proxy.routing import Route, RoutingTable, Target
 from gateway.proxy.side_models import AGENT, side_models
 from gateway.proxy.stored_answer import StoredFacts
 from gateway.proxy.stored_objects import Named, named_objects
 from gateway.proxy.stored_owners import Holding
 from gateway.proxy.stored_requests import Owners, StoredRequests, facts_of, metered_endpoint
-from gateway.proxy.stored_uploads import Upload, check_gemini_upload, read_form
+from gateway.proxy.stored_uploads import (
+    Upload,
+    check_resumed,
+    read_form,
+    read_gemini_upload,
+)
 from gateway.proxy.vendor_credentials import credential_lines
 from gateway.vendors import gemini
 
@@ -109,12 +121,14 @@ class Preparation:
         routing: Callable[[], RoutingTable],
         owners: Owners,
         before_call: BeforeCall | None = None,
+        upload_tickets: UploadTickets,
     ) -> None:
         """Everything is handed in.
 
         `routing` gives the present table, `owners` know who made what is stored, `before_call` may
-        refuse a call, or look at it.
+        refuse a call, or look at it; `upload_tickets` stand for tokens in the addresses of uploads.
         """
+        self._upload_tickets = upload_tickets
         self._routing = routing
         self._stored = StoredRequests(owners, routing=routing)
         self._before_call = before_call
@@ -128,6 +142,9 @@ class Preparation:
         """
         held_at: Target | None = None
         holding: Holding | None = None
+        upload_id = upload_id_of(exchange.query) if match.is_resumable else None
+        if upload_id is not None:
+            match = replace(match, object_id=object_id_of(upload_id))
         located = await self._stored.locate(match, caller=caller)
         if located is not None:
             held_at, holding = located
@@ -248,11 +265,13 @@ class Preparation:
         """Prepare a request that uploads a file: its bytes pass as they are."""
         endpoint = ask.endpoint
         upload = _read_upload(ask)
-        route = self._routing().route(
-            wire_name=endpoint.routed_by, vendor=ask.match.vendor, model=None
-        )
+        route = self._routing().route(wire_name=endpoint.routed_by, vendor=ask.vendor, model=None)
         target = route.targets[0]
         await self._stored.check_named(upload.named, caller=ask.caller, target=target)
+        stored = facts_of(endpoint, is_batch_input=upload.is_batch_input)
+        if upload.begins:
+            assert stored is not None
+            stored = replace(stored, begins_upload=self._begun(ask, target))
         return Request(
             endpoint=endpoint,
             path=ask.match.path,
@@ -260,7 +279,16 @@ class Preparation:
             model=None,
             stream=False,
             sent=Sent(body=ask.body, asked_usage=False, drop_content_encoding=False),
-            stored=facts_of(endpoint, is_batch_input=upload.is_batch_input),
+            stored=stored,
+        )
+
+    def _begun(self, ask: _Ask, target: Target) -> BegunUpload:
+        exchange = ask.exchange
+        return BegunUpload(
+            vendor=target.base,
+            root=_called_at(exchange) + exchange.path.removesuffix(ask.match.path),
+            digest=carried_digest(token_candidates(exchange.headers, exchange.query)),
+            tickets=self._upload_tickets,
         )
 
 
@@ -303,6 +331,19 @@ def header_of(exchange: Exchange, wanted: bytes) -> bytes | None:
     return None
 
 
+def _called_at(exchange: Exchange) -> str:
+    """Return scheme and host by which the client called the gateway.
+
+    The scheme is what a proxy in front says: it goes into nothing but this client's own answer.
+    """
+    host = header_of(exchange, b"host")
+    if host is None:
+        raise RequestInvalid("An upload in several requests needs a Host to come back to.")
+    said = header_of(exchange, b"x-forwarded-proto") or b""
+    scheme = "https" if said.partition(b",")[0].strip().lower() == b"https" else "http"
+    return f"{scheme}://{host.decode('ascii')}"
+
+
 def _read_upload(ask: _Ask) -> Upload:
     """Return what is known of a file that is uploaded. Raises GatewayError."""
     exchange = ask.exchange
@@ -314,10 +355,12 @@ def _read_upload(ask: _Ask) -> Upload:
     content_type = content_types[0].decode("latin-1").strip() if content_types else ""
     if ask.endpoint.wire is not gemini.FORMAT:
         return read_form(ask.body, content_type)
-    check_gemini_upload(
+    if ask.holding is not None:
+        check_resumed(headers=exchange.headers, query=exchange.query)
+        return Upload()
+    return read_gemini_upload(
         ask.body, content_type=content_type, headers=exchange.headers, query=exchange.query
     )
-    return Upload()
 
 
 def _plain_model(model: str, endpoint: Endpoint) -> str:

@@ -10,6 +10,7 @@ from typing import Final
 
 from gateway.metering.usage import Usage, told_later
 from gateway.proxy.call_record import MeteredObject
+from gateway.proxy.resumable_uploads import BegunUpload
 from gateway.proxy.stored_ids import Stored, Watcher, open_watcher
 from gateway.proxy.stored_paths import Answer, Kind
 
@@ -24,6 +25,7 @@ class StoredFacts:
     - `retrieves`, `defers`: as `StoredUse`.
     - `lists`: the answer is a page of objects, with its rows in this member.
     - `has_results_url`: the answer says where a batch's results are.
+    - `is_upload`: the answer may say where an upload goes on; `begins_upload`: and has to.
     """
 
     tells: Answer | None = None
@@ -33,6 +35,8 @@ class StoredFacts:
     defers: bool = False
     lists: str | None = None
     has_results_url: bool = False
+    is_upload: bool = False
+    begins_upload: BegunUpload | None = None
 
     @property
     def is_held(self) -> bool:
@@ -63,14 +67,15 @@ class StoredAnswer:
     def feed(self, data: bytes) -> None:
         """Take in bytes of the answer as they came."""
         if self._watcher is not None:
-            self._tell(self._watcher.feed(data))
+            self.tell(self._watcher.feed(data))
 
     def finish(self) -> None:
         """Nothing more comes."""
         if self._watcher is not None:
-            self._tell(self._watcher.finish())
+            self.tell(self._watcher.finish())
 
-    def _tell(self, found: Sequence[Stored]) -> None:
+    def tell(self, found: Sequence[Stored]) -> None:
+        """Note what the answer says is stored."""
         if not found:
             return
         kind = self.facts.kind

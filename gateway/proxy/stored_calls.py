@@ -6,11 +6,13 @@ from typing import Final, Protocol
 from gateway.auth.caller import Caller
 from gateway.proxy.held_relay import HeldRelay
 from gateway.proxy.preparation import Request
+from gateway.proxy.relay import Relay
 from gateway.proxy.stored_answer import StoredAnswer
 from gateway.proxy.stored_ids import Stored
 from gateway.proxy.stored_owners import Holding
 from gateway.proxy.stored_pages import Page, without_results_host
 from gateway.proxy.stored_requests import Owners
+from gateway.proxy.upload_relay import UploadRelay
 
 
 class StoredRecords(Owners, Protocol):
@@ -25,6 +27,15 @@ class StoredRecords(Owners, Protocol):
         self, object_ids: Collection[str], *, org_id: str, vendor_id: str
     ) -> Mapping[str, Holding]:
         """Return those of a list's objects that are the org's. Raises DatabaseAway."""
+
+
+def relay_class(stored: StoredAnswer | None) -> type[Relay]:
+    """Return what passes an answer on, by what it has to do with stored objects."""
+    if stored is None:
+        return Relay
+    if stored.facts.is_held:
+        return HeldRelay
+    return UploadRelay if stored.facts.is_upload else Relay
 
 
 class StoredCalls:

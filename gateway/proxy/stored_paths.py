@@ -31,6 +31,7 @@ class Kind(StrEnum):
     BATCH = "batch"
     CACHED_CONTENT = "cached_content"
     INTERACTION = "interaction"
+    UPLOAD = "upload"  # that takes several requests: what goes on with it has to be its org's
 
 
 class Answer(StrEnum):
@@ -218,7 +219,8 @@ def _anthropic() -> Iterator[StoredPath]:
     yield from _files(wire, meter=MeterFormat.NONE)
 
 
-def _gemini() -> Iterator[StoredPath]:
+def _gemini(version: str) -> Iterator[StoredPath]:
+    """Yield Google's paths; its SDK for Python asks below /v1, the others below /v1beta."""
     wire = gemini.FORMAT
 
     def path(
@@ -232,7 +234,11 @@ def _gemini() -> Iterator[StoredPath]:
             name=name, wire=wire, method=method.encode(), template=template, use=use, **more
         )
 
-    every, one, prefix = "/v1beta/cachedContents", "/v1beta/cachedContents/{id}", "cachedContents/"
+    every, one, prefix = (
+        f"/{version}/cachedContents",
+        f"/{version}/cachedContents/{{id}}",
+        "cachedContents/",
+    )
     made = StoredUse(tells=Answer.CACHED_CONTENT)
     yield path(
         "cachedContents.create", "POST", every, made, body="json", counts=True, model_in="body"
@@ -242,14 +248,15 @@ def _gemini() -> Iterator[StoredPath]:
     yield path("cachedContents.patch", "PATCH", one, _NAMES, prefix=prefix, body="json")
     yield path("cachedContents.delete", "DELETE", one, _NAMES, prefix=prefix)
 
-    every, one, prefix = "/v1beta/files", "/v1beta/files/{id}", "files/"
+    every, one, prefix = f"/{version}/files", f"/{version}/files/{{id}}", "files/"
     made = StoredUse(tells=Answer.GEMINI_FILE)
-    yield path("files.create", "POST", "/upload" + every, made, body="upload")
+    for method in ("POST", "PUT"):  # it may take several requests, at the same path
+        yield path("files.create", method, "/upload" + every, made, body="upload")
     yield path("files.list", "GET", every, StoredUse(lists="files"))
     yield path("files.get", "GET", one, _NAMES, prefix=prefix)
     yield path("files.delete", "DELETE", one, _NAMES, prefix=prefix)
 
-    every, one = "/v1beta/interactions", "/v1beta/interactions/{id}"
+    every, one = f"/{version}/interactions", f"/{version}/interactions/{{id}}"
     meter = MeterFormat.GEMINI_INTERACTIONS
     made = StoredUse(tells=Answer.INTERACTION, always=False, stores_by_default=True)
     yield path(
@@ -269,7 +276,7 @@ def _gemini() -> Iterator[StoredPath]:
     yield path("interactions.delete", "DELETE", one, _NAMES)
 
 
-STORED_PATHS: Final = (*_openai(), *_anthropic(), *_gemini())
+STORED_PATHS: Final = (*_openai(), *_anthropic(), *_gemini("v1beta"), *_gemini("v1"))
 
 # What endpoints with paths of other tables store.
 STORES_RESPONSE: Final = StoredUse(tells=Answer.RESPONSE, always=False, stores_by_default=True)

@@ -21,7 +21,7 @@ from gateway.proxy.stored_batches import batch_models
 from gateway.proxy.stored_objects import Named
 from gateway.proxy.stored_owners import Holding
 from gateway.proxy.stored_paths import Answer, Kind, StoredUse
-from gateway.vendors import anthropic
+from gateway.vendors import anthropic, gemini
 
 _CURSORS: Final = frozenset({"after", "before", "after_id", "before_id"})
 _INPUT_FILE: Final = "input_file_id"
@@ -178,6 +178,7 @@ def facts_of(
         defers=use.defers or background,
         lists=use.lists,
         has_results_url=endpoint.wire is anthropic.FORMAT and "batches" in endpoint.name,
+        is_upload=endpoint.body == "upload" and endpoint.wire is gemini.FORMAT,
     )
 
 

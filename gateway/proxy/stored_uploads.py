@@ -12,8 +12,6 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 from urllib.parse import parse_qsl
 
-import msgspec
-
 from gateway.errors import BodyInvalid, RequestInvalid, UnsupportedBody
 from gateway.proxy.stored_objects import Named, named_in_line
 
@@ -33,11 +31,20 @@ _DISPOSITION: Final = re.compile(
 _HEADER: Final = re.compile(rb"([A-Za-z0-9-]{1,64}):[ \t]*([^\r\n]*)")
 _UPLOAD_TYPES: Final = ("uploadType", "upload_protocol")
 _UPLOAD_QUERY: Final = frozenset({"alt", "fields", "key", "prettyPrint"})
-_ONE_REQUEST: Final = (
-    "The gateway takes files in one request: set 'uploadType=multipart', or the header "
-    "'X-Goog-Upload-Protocol: multipart' or 'raw'."
+_RESUMABLE: Final = "resumable"
+_PROTOCOL: Final = b"x-goog-upload-protocol"
+_COMMAND: Final = b"x-goog-upload-command"
+_START: Final = frozenset({"start"})
+_GOES_ON: Final = frozenset({"upload", "finalize", "query", "cancel"})
+_HOW: Final = (
+    "The gateway takes files in one request ('uploadType=multipart', or the header "
+    "'X-Goog-Upload-Protocol: multipart' or 'raw') or in several ('X-Goog-Upload-Protocol: "
+    "resumable', begun with 'X-Goog-Upload-Command: start')."
 )
-_UNREADABLE: Final = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
+# Objects are tuples of (name, value): a name that is there twice is read twice.
+_DECODER: Final = json.JSONDecoder(
+    object_pairs_hook=tuple, parse_int=len, parse_float=len, strict=False
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,6 +52,7 @@ class Upload:
     """What is known of a file that is uploaded."""
 
     is_batch_input: bool = False
+    begins: bool = False  # it goes on in further requests
     named: tuple[Named, ...] = field(default=())
 
 
@@ -68,67 +76,81 @@ def read_form(body: bytes, content_type: str) -> Upload:
     return Upload(is_batch_input=True, named=tuple(found))
 
 
-def check_gemini_upload(
+def read_gemini_upload(
     body: bytes,
     *,
     content_type: str,
     headers: Iterable[tuple[bytes, bytes]],
     query: bytes,
-) -> None:
-    """Raise where a Gemini file is uploaded in a way that the gateway does not follow.
+) -> Upload:
+    """Return how a Gemini file is uploaded: in this request, or in others that it begins.
 
-    In one request, that is: the address which a resumable upload is sent to is the vendor's own. A
-    file's name is the vendor's to give: one that the client chose may have been another's before.
+    A file's name is the vendor's to give: one that the client chose may have been another's before.
+    Raises UnsupportedBody, RequestInvalid, BodyInvalid.
     """
-    protocols = []
-    for header, said in headers:
-        if header == b"x-goog-upload-command":
-            raise UnsupportedBody(_ONE_REQUEST)
-        if header == b"x-goog-upload-protocol":
-            protocols.append(said.decode("latin-1").strip().lower())
+    protocols, commands = _said(headers)
     for name, value in parse_qsl(query.decode("latin-1"), keep_blank_values=True):
         if name in _UPLOAD_TYPES:
             protocols.append(value.lower())
         elif name not in _UPLOAD_QUERY:
             raise RequestInvalid("The gateway does not know this parameter of an upload.")
     match set(protocols):
+        case set() as one if one == {_RESUMABLE} and commands == _START:
+            if body:
+                check_metadata(body)
+            return Upload(begins=True)
+        case _ if commands:
+            raise UnsupportedBody(_HOW)
         case set() as one if one <= {"raw", "media"} and one:
-            return
+            return Upload()
         case set() as one if one == {"multipart"}:
             pass
         case _:
-            raise UnsupportedBody(_ONE_REQUEST)
+            raise UnsupportedBody(_HOW)
     boundary = _boundary(content_type, _RELATED)
-    parts = None if boundary is None else _related(body, boundary)
-    if parts is None:
+    metadata = None if boundary is None else _related(body, boundary)
+    if metadata is None:
         raise UnsupportedBody("This upload is not 'multipart/related', or not plainly so.")
-    check_metadata(parts)
+    check_metadata(metadata)
+    return Upload()
+
+
+def check_resumed(*, headers: Iterable[tuple[bytes, bytes]], query: bytes) -> None:
+    """Raise where a request does not plainly go on with the upload that its query names."""
+    protocols, commands = _said(headers)
+    pairs = parse_qsl(query.decode("latin-1"), keep_blank_values=True)
+    protocols += [value.lower() for name, value in pairs if name in _UPLOAD_TYPES]
+    if not commands or not commands <= _GOES_ON or not set(protocols) <= {_RESUMABLE}:
+        raise UnsupportedBody(_HOW)
+
+
+def _said(headers: Iterable[tuple[bytes, bytes]]) -> tuple[list[str], set[str]]:
+    """Return the protocols and the commands that headers name, in lower case."""
+    protocols: list[str] = []
+    commands: set[str] = set()
+    for header, value in headers:
+        said = value.decode("latin-1").strip().lower()
+        if header == _PROTOCOL:
+            protocols.append(said)
+        elif header == _COMMAND:
+            commands.update(word.strip() for word in said.split(","))
+    return protocols, commands
 
 
 def check_metadata(text: bytes) -> None:
-    """Raise BodyInvalid where a file's metadata names it, or says something twice."""
+    """Raise BodyInvalid where a file's metadata has a name in it, whichever of two counts."""
     try:
-        metadata = _METADATA.decode(text.decode("utf-8"))
+        metadata = _DECODER.decode(text.decode())
     except (ValueError, RecursionError) as error:
-        raise BodyInvalid("The upload's metadata is not JSON, or says something twice.") from error
+        raise BodyInvalid("What the upload says of its file is not JSON.") from error
     if _has_name(metadata):
         raise BodyInvalid("A file's name is the vendor's to give: leave it out.", param="name")
 
 
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Return an object whose members are there once. Raises ValueError."""
-    members = dict(pairs)
-    if len(members) != len(pairs):
-        raise ValueError("a member is there twice")
-    return members
-
-
-_METADATA: Final = json.JSONDecoder(object_pairs_hook=_once)
-
-
 def _has_name(metadata: Any) -> bool:  # noqa: ANN401 - JSON
-    if isinstance(metadata, dict):
-        return any(name.lower() == "name" or _has_name(of) for name, of in metadata.items())
+    """Return whether there is a `name` in a file's metadata, at any depth."""
+    if isinstance(metadata, tuple):
+        return any(name.lower() == "name" or _has_name(value) for name, value in metadata)
     return isinstance(metadata, list) and any(map(_has_name, metadata))
 
 

@@ -1,7 +1,7 @@
 """OpenAI's API, and that of every vendor that took over its shape."""
 
 from collections.abc import Sequence
-from typing import Final
+from typing import Any, Final
 
 from gateway.vendors.vendor import (
     Model,
@@ -89,12 +89,15 @@ def model_body(model: Model) -> bytes:
     return json_body(_model(model))
 
 
-def _model(model: Model) -> dict[str, str | int]:
+def _model(model: Model) -> dict[str, Any]:
+    """Return OpenAI's four members, and the two without which Mistral's SDKs read no entry."""
     return {
         "id": model.id,
         "object": "model",
         "created": model.created,
         "owned_by": model.owner,
+        "type": "base",
+        "capabilities": {},  # nothing is said of them
     }
 
 

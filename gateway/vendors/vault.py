@@ -11,6 +11,8 @@ from typing import Any, Final
 import asyncpg
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from gateway.connect_guard import BaseUrl, BaseUrlInvalid, check_base_url
 from gateway.sql import load_queries
@@ -22,6 +24,8 @@ from gateway.vendors.registry import KINDS
 SIMULATOR_KEY: Final = b"kaixu-simulator-needs-no-key"
 # Where a vendor's base URL can't be used. A name that never resolves (RFC 2606).
 NOWHERE: Final = BaseUrl(scheme="https", host="nowhere.invalid", port=443, path="")
+
+DERIVED_BYTES: Final = 32
 
 _HEADER_BYTES: Final = len(seal.FORMAT) + seal.KEY_ID_BYTES
 _NO_CREDENTIAL: Final = (b"", b"")
@@ -97,6 +101,18 @@ class Vault:
     def is_sealed(self) -> bool:
         """Whether nothing can be opened, for want of a key."""
         return not self._keys
+
+    def derived(self, purpose: bytes) -> tuple[bytes, ...]:
+        """Return a secret of 32 bytes that all gateways share, of each key, the current first.
+
+        It serves one purpose and says nothing of the key; none where there is no key.
+        """
+        return tuple(
+            HKDF(
+                algorithm=SHA256(), length=DERIVED_BYTES, salt=None, info=b"kaixu " + purpose
+            ).derive(key.private_bytes_raw())
+            for key in self._keys.values()
+        )
 
     def resealed(self, sealed: bytes, *, info: bytes, public: str) -> bytes | None:
         """Return the same closed to another gateway key; None: it is closed to that one.

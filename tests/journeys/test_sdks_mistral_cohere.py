@@ -12,7 +12,7 @@ import pytest
 from cohere.core.api_error import ApiError
 from mistralai.client import Mistral
 from mistralai.client.errors import SDKError
-from mistralai.client.models import UserMessage
+from mistralai.client.models import BaseModelCard, UserMessage
 
 from tests.journeys.product import Product, mistyped
 
@@ -74,6 +74,13 @@ def test_mistral_embeds(mistral: Mistral, product: Product) -> None:
     assert [len(row.embedding or ()) for row in answer.data] == [4, 4]
     row = product.event_of(model_requested=model)
     assert (row["endpoint"], row["input_tokens"], row["output_tokens"]) == ("embeddings", 7, 0)
+
+
+def test_mistral_lists_models(mistral: Mistral) -> None:
+    listed = mistral.models.list().data or []
+    assert {model.type for model in listed} == {"base"}
+    (one,) = [model for model in listed if isinstance(model, BaseModelCard)][:1]
+    assert mistral.models.retrieve(model_id=one.id) == one
 
 
 def test_mistral_raises_its_own_errors(mistral: Mistral, product: Product, spent: str) -> None:

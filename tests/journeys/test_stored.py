@@ -66,3 +66,27 @@ async def test_owners_outlive_the_gateway(product: Product) -> None:
     product.kill_gateway()
     product.wait_until_ready()
     assert (await ask(product, "GET", path, session_id=session_id)).status == 200
+
+
+async def test_an_upload_ends_with_the_token_that_began_it(product: Product) -> None:
+    token, token_id = product.new_token("--name", "uploads")
+    begin = {
+        "x-goog-api-key": token,
+        "x-goog-upload-protocol": "resumable",
+        "x-goog-upload-command": "start",
+    }
+    path = "/upload/v1beta/files"
+    begun = await fetch(product.url + path, method="POST", headers=begin, body=b"{}")
+    address = begun.headers["x-goog-upload-url"]
+    assert address.startswith(product.url + path)
+    assert token not in address
+
+    async def send(offset: int) -> Answer:  # as SDKs do that send no key to the address
+        more = {"x-goog-upload-command": "upload", "x-goog-upload-offset": str(offset)}
+        return await fetch(address, method="POST", headers=more, body=b"words")
+
+    for number in range(4):  # whichever worker it comes to
+        assert (await send(5 * number)).status == 200
+    await product.kaixu_aside("token", "revoke", token_id)
+    refused = await send(20)
+    assert (refused.status, refused.reason) == (401, "token_revoked")

@@ -232,7 +232,7 @@ class Server:
             await call.send_error(400, str(error))
         else:
             kind, length = ("content-type", answer.content_type), str(len(answer.body))
-            headers = [*call.headers(), kind, ("content-length", length)]
+            headers = [*call.headers(), *answer.headers, kind, ("content-length", length)]
             await connection.write(head(answer.status, headers) + answer.body)
 
     def _keep(self, call: Call, document: Mapping[str, Any]) -> None:

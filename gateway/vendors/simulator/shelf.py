@@ -47,6 +47,7 @@ class Reply(NamedTuple):
     status: int
     body: bytes
     content_type: str = "application/json"
+    headers: tuple[tuple[str, str], ...] = ()
 
 
 class Missing(Exception):
@@ -79,6 +80,7 @@ class Shelf:
         """Keep a file's content. Raises AskInvalid where there is no room."""
         if self._bytes + len(content) > BYTES_MAX:
             raise AskInvalid("There is no room for this file.")
+        self._drop(object_id)
         self._contents[object_id] = content
         self._bytes += len(content)
 
@@ -208,12 +210,17 @@ def add_gemini_file(shelf: Shelf, request: Request) -> Document:
             metadata = orjson.loads(told).get("file", {})
         except (orjson.JSONDecodeError, AttributeError) as error:
             raise AskInvalid("The first part is not JSON.") from error
+    return new_gemini_file(shelf, metadata, size=len(content))
+
+
+def new_gemini_file(shelf: Shelf, metadata: Document, *, size: int) -> Document:
+    """Keep what is told of a Gemini file."""
     name = shelf.new_id("files/f")
     document = {
         "name": name,
         "displayName": metadata.get("displayName") or metadata.get("display_name") or "",
-        "mimeType": "text/plain",
-        "sizeBytes": str(len(content)),
+        "mimeType": metadata.get("mimeType") or metadata.get("mime_type") or "text/plain",
+        "sizeBytes": str(size),
         "state": "ACTIVE",
         "uri": FILES_URI + name,
     }

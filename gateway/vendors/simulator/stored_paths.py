@@ -9,6 +9,7 @@ import orjson
 
 from gateway.vendors.simulator.connection import Request
 from gateway.vendors.simulator.formats import FORMATS, AskInvalid, Format, Spent, words
+from gateway.vendors.simulator.resumable import answer_resumable, is_resumable
 from gateway.vendors.simulator.shelf import (
     Document,
     Missing,
@@ -23,6 +24,7 @@ from gateway.vendors.simulator.shelf import (
 )
 
 _ID: Final = r"([A-Za-z0-9_.~-]+)"
+_VERSION: Final = "/v1(?:beta)?"
 _EVENTS: Final = "text/event-stream"
 
 
@@ -48,7 +50,7 @@ def find_route(shelf: Shelf, request: Request) -> StoredRoute | None:
 
 
 def _format_of(request: Request) -> str:
-    if request.path.startswith(("/v1beta/", "/upload/v1beta/")):
+    if request.path.startswith(("/v1beta/", "/upload/")) or "x-goog-api-key" in request.headers:
         return "gemini"
     is_anthropic = "x-api-key" in request.headers or "anthropic-version" in request.headers
     return "anthropic" if is_anthropic or "/messages/" in request.path else "openai"
@@ -237,6 +239,8 @@ def _new_cached_content(shelf: Shelf, request: Request) -> Reply:
 
 
 def _new_gemini_file(shelf: Shelf, request: Request) -> Reply:
+    if is_resumable(request):
+        return answer_resumable(shelf, request)
     return reply({"file": add_gemini_file(shelf, request)})
 
 
@@ -313,20 +317,28 @@ _ROWS: Final[tuple[tuple[str, str, str, Callable[..., Reply]], ...]] = (
     ("anthropic", "POST", f"/v1/messages/batches/{_ID}/cancel", _cancel("message_batches")),
     ("anthropic", "DELETE", f"/v1/messages/batches/{_ID}", _delete("message_batches", kind="x")),
     ("anthropic", "GET", f"/v1/messages/batches/{_ID}/results", _results),
-    ("gemini", "GET", "/v1beta/cachedContents", _gemini_list("cachedContents", "cachedContents")),
-    ("gemini", "POST", "/v1beta/cachedContents", _new_cached_content),
-    ("gemini", "GET", f"/v1beta/(cachedContents/{_ID[1:]}", _get("cachedContents")),
-    ("gemini", "PATCH", f"/v1beta/(cachedContents/{_ID[1:]}", _update("cachedContents")),
-    ("gemini", "DELETE", f"/v1beta/(cachedContents/{_ID[1:]}", _delete("cachedContents")),
-    ("gemini", "GET", "/v1beta/files", _gemini_list("gemini_files", "files")),
-    ("gemini", "POST", "/upload/v1beta/files", _new_gemini_file),
-    ("gemini", "GET", f"/v1beta/(files/{_ID[1:]}", _get("gemini_files")),
-    ("gemini", "DELETE", f"/v1beta/(files/{_ID[1:]}", _delete("gemini_files")),
-    ("gemini", "POST", "/v1beta/interactions", _new_interaction),
-    ("gemini", "GET", f"/v1beta/interactions/{_ID}", _get("interactions")),
-    ("gemini", "POST", f"/v1beta/interactions/{_ID}/cancel", _cancel("interactions")),
-    ("gemini", "DELETE", f"/v1beta/interactions/{_ID}", _delete("interactions")),
+    (
+        "gemini",
+        "GET",
+        f"{_VERSION}/cachedContents",
+        _gemini_list("cachedContents", "cachedContents"),
+    ),
+    ("gemini", "POST", f"{_VERSION}/cachedContents", _new_cached_content),
+    ("gemini", "GET", f"{_VERSION}/(cachedContents/{_ID[1:]}", _get("cachedContents")),
+    ("gemini", "PATCH", f"{_VERSION}/(cachedContents/{_ID[1:]}", _update("cachedContents")),
+    ("gemini", "DELETE", f"{_VERSION}/(cachedContents/{_ID[1:]}", _delete("cachedContents")),
+    ("gemini", "GET", f"{_VERSION}/files", _gemini_list("gemini_files", "files")),
+    ("gemini", "POST", f"/upload{_VERSION}/files", _new_gemini_file),
+    ("gemini", "PUT", f"/upload{_VERSION}/files", _new_gemini_file),
+    ("gemini", "GET", f"{_VERSION}/(files/{_ID[1:]}", _get("gemini_files")),
+    ("gemini", "DELETE", f"{_VERSION}/(files/{_ID[1:]}", _delete("gemini_files")),
+    ("gemini", "POST", f"{_VERSION}/interactions", _new_interaction),
+    ("gemini", "GET", f"{_VERSION}/interactions/{_ID}", _get("interactions")),
+    ("gemini", "POST", f"{_VERSION}/interactions/{_ID}/cancel", _cancel("interactions")),
+    ("gemini", "DELETE", f"{_VERSION}/interactions/{_ID}", _delete("interactions")),
 )
+# What is any format's comes last.
 _TABLE: Final = tuple(
-    (wire, method, re.compile(pattern), act) for wire, method, pattern, act in _ROWS
+    (wire, method, re.compile(pattern), act)
+    for wire, method, pattern, act in sorted(_ROWS, key=lambda row: not row[0])
 )

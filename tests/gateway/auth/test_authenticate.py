@@ -206,6 +206,15 @@ async def test_a_caller_is_looked_up_once_and_then_known(gateway: Gateway) -> No
     assert gateway.lookups == [digest(TOKEN)]
 
 
+async def test_who_proved_to_have_a_token_is_known_by_its_digest(gateway: Gateway) -> None:
+    caller = gateway.add()
+    assert await gateway.authenticator.authenticate_digest(digest(TOKEN), ADDRESS) is caller
+    gateway.change("token", "t")
+    gateway.refuse(TOKEN, "revoked")
+    with pytest.raises(TokenRevoked):
+        await gateway.authenticator.authenticate_digest(digest(TOKEN), ADDRESS)
+
+
 async def test_junk_is_not_known(gateway: Gateway) -> None:
     assert gateway.authenticator.find_cached(b"junk") is None
     assert gateway.authenticator.find_cached(TOKEN[:-1]) is None

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from gateway.auth.caller import Caller
+from gateway.auth.token import digest as digest_of
 from gateway.clock import DatabaseClock
 from gateway.connect_guard import check_base_url
 from gateway.errors import GatewayError, MonthlyLimitReached, TokenInvalid
@@ -24,6 +25,7 @@ from gateway.proxy.lane import Lane
 from gateway.proxy.live_calls import LiveCalls
 from gateway.proxy.model_list import ModelDirectory
 from gateway.proxy.relay import RelayTimes
+from gateway.proxy.resumable_uploads import UploadTickets
 from gateway.proxy.routing import RoutingTable, Target
 from gateway.proxy.stored_calls import StoredRecords
 from gateway.proxy.stored_ids import Stored
@@ -102,6 +104,11 @@ class Authenticated:
 
     def find_cached(self, token: bytes) -> Caller | None:
         return self.caller if token == TOKEN.encode() else None
+
+    async def authenticate_digest(self, digest: bytes, address: str) -> Caller:
+        if digest != digest_of(TOKEN.encode()):
+            raise TokenInvalid
+        return self.caller
 
     async def authenticate(self, candidates: Sequence[bytes], address: str) -> Caller:
         for token in candidates:
@@ -317,6 +324,7 @@ class Rig:
             loop=loop,
             cors_origins=("https://ide.example",),
             owners=owners or self.owned,
+            upload_tickets=UploadTickets(lambda: (b"a key that all gateways share",)),
         )
         self.lane = Lane(
             self.calls.handle, self.calls.refuse, loop=loop, on_defect=self.defects.append
@@ -346,7 +354,7 @@ class Rig:
         *,
         method: str = "POST",
         headers: Sequence[str] = (),
-        token: str = TOKEN,
+        token: str | None = TOKEN,
     ) -> bytes:
         raw = (
             body if isinstance(body, bytes) else b"" if body is None else json.dumps(body).encode()
@@ -354,7 +362,7 @@ class Rig:
         lines = [
             f"{method} {path} HTTP/1.1",
             "Host: gateway",
-            f"Authorization: Bearer {token}",
+            *([] if token is None else [f"Authorization: Bearer {token}"]),
             *headers,
         ]
         if body is not None:

@@ -81,6 +81,8 @@ def test_openais_list_has_what_a_call_reaches_aliases_first(directory: ModelDire
         "object": "model",
         "created": 1_700_000_000,
         "owned_by": "openai",
+        "type": "base",
+        "capabilities": {},
     }
     assert [row["owned_by"] for row in answer["data"]] == [
         "groq", "openai", "openai", "groq", "groq", "groq",

@@ -25,6 +25,7 @@ from gateway.vendors.simulator.tally import Tally
 from tests.gateway.proxy.rig import Answer, Rig, running
 
 ANTHROPIC: Final = "anthropic-version: 2023-06-01"
+GOOGLE: Final = "x-goog-api-client: google-genai-sdk/3.4.0"
 LINE: Final = {
     "custom_id": "1",
     "method": "POST",
@@ -174,14 +175,16 @@ MAKERS: Final[dict[tuple[str, str], Maker]] = {
     ("openai", "/v1/batches"): new_batch,
     ("anthropic", "/v1/files"): new_anthropic_file,
     ("anthropic", "/v1/messages/batches"): new_message_batch,
-    ("gemini", "/v1beta/cachedContents"): new_cached_content,
-    ("gemini", "/v1beta/files"): new_gemini_file,
-    ("gemini", "/v1beta/interactions"): new_interaction,
+    ("gemini", "/v1/cachedContents"): new_cached_content,
+    ("gemini", "/v1/files"): new_gemini_file,
+    ("gemini", "/v1/interactions"): new_interaction,
 }
+HEADERS: Final = {"openai": [], "anthropic": [ANTHROPIC], "gemini": [GOOGLE]}
 
 
 def maker_of(path: StoredPath) -> Maker:
-    return MAKERS[path.wire.name, path.template.partition("/{")[0].removeprefix("/upload")]
+    collection = path.template.partition("/{")[0].removeprefix("/upload")
+    return MAKERS[path.wire.name, collection.replace("/v1beta/", "/v1/")]
 
 
 def named(path: StoredPath) -> str:
@@ -190,7 +193,7 @@ def named(path: StoredPath) -> str:
 
 async def ask_path(shop: Shop, by: Caller, path: StoredPath, object_id: str, part: str) -> Answer:
     text = path.template.replace("{id}", object_id).replace("{}", part)
-    headers = [ANTHROPIC] if path.wire.name == "anthropic" else []
+    headers = HEADERS[path.wire.name]
     body: object = None
     if path.body == "json":
         body = {"items": []} if path.items_in else {}
@@ -226,7 +229,7 @@ async def test_a_list_has_ones_own_and_nothing_of_others(shop: Shop, path: Store
     make = maker_of(path)
     ours = [await make(shop, shop.ours), await make(shop, shop.ours)]
     theirs = await make(shop, shop.theirs)
-    headers = [ANTHROPIC] if path.wire.name == "anthropic" else []
+    headers = HEADERS[path.wire.name]
     for by, own, others in ((shop.ours, ours, [theirs]), (shop.theirs, [theirs], ours)):
         answer = await shop.ask(by, "GET", path.template, headers=headers)
         assert answer.status == 200
@@ -240,6 +243,35 @@ async def test_a_list_has_ones_own_and_nothing_of_others(shop: Shop, path: Store
     if path.wire.name != "gemini":
         cursor = await shop.ask(shop.theirs, "GET", f"{path.template}?after={ours[0]}")
         assert (cursor.status, cursor.headers["x-kaixu-reason"]) == NOT_YOURS
+
+
+@pytest.mark.parametrize("version", ["v1", "v1beta"])
+@pytest.mark.parametrize("method", ["POST", "PUT"])
+@pytest.mark.parametrize("command", ["upload", "upload, finalize", "finalize", "query", "cancel"])
+async def test_who_began_an_upload_goes_on_with_it_and_nobody_else(
+    shop: Shop, version: str, method: str, command: str
+) -> None:
+    path = f"/upload/{version}/files"
+    begin = ["x-goog-upload-protocol: resumable", "x-goog-upload-command: start"]
+    begun = await shop.ask(shop.ours, "POST", path, {"file": {}}, headers=begin)
+    assert begun.status == 200, begun
+    address = begun.headers["x-goog-upload-url"].removeprefix("http://gateway")
+    rows = len(shop.rig.lines.rows)
+    headers = [f"x-goog-upload-command: {command}", "x-goog-upload-offset: 0"]
+    more: dict[str, Any] = {"headers": headers, "content_type": "text/plain"}
+    refused = await shop.ask(shop.theirs, method, address, b"words", **more)
+    assert (refused.status, refused.headers["x-kaixu-reason"]) == NOT_YOURS
+    unknown = await shop.ask(shop.ours, method, path + "?upload_id=of-nobody", b"", **more)
+    assert (unknown.status, unknown.headers["x-kaixu-reason"]) == NOT_YOURS
+    assert len(shop.rig.lines.rows) == rows, "the vendor was asked"
+    answer = await shop.ask(shop.ours, method, address, b"words", **more)
+    assert answer.status == 200, answer
+    if "finalize" in command:
+        name = json.loads(answer.body)["file"]["name"]
+        file = f"/{version}/{name}"
+        assert (await shop.ask(shop.ours, "GET", file, headers=[GOOGLE])).status == 200
+        theirs = await shop.ask(shop.theirs, "GET", file, headers=[GOOGLE])
+        assert (theirs.status, theirs.headers["x-kaixu-reason"]) == NOT_YOURS
 
 
 # --------------------------------------------------------------------------------- names in bodies

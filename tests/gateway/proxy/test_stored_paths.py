@@ -7,10 +7,12 @@ from gateway.proxy.stored_paths import STORED_PATHS, StoredPath
 HEADERS = {
     "openai": [],
     "anthropic": [(b"anthropic-version", b"2023-06-01")],
-    "gemini": [(b"x-goog-api-key", b"kxg_")],
+    "gemini": [(b"x-goog-api-client", b"google-genai-sdk/3.4.0")],
 }
 ids = pytest.mark.parametrize(
-    "path", STORED_PATHS, ids=lambda path: f"{path.wire.name} {path.method.decode()} {path.name}"
+    "path",
+    STORED_PATHS,
+    ids=lambda path: f"{path.wire.name} {path.method.decode()} {path.template}",
 )
 
 
@@ -34,7 +36,7 @@ def test_a_path_of_the_table_is_found_with_its_object(path: StoredPath, vendor: 
 @ids
 def test_other_methods_are_not_allowed(path: StoredPath) -> None:
     with pytest.raises((MethodNotAllowed, NoRoute)) as caught:
-        read(path, method=b"PUT")
+        read(path, method=b"TRACE")
     assert isinstance(caught.value, MethodNotAllowed)
     assert path.method.decode() in caught.value.headers["allow"]
 
@@ -58,6 +60,16 @@ def test_a_path_of_two_formats_is_told_by_who_asks_or_by_the_vendor() -> None:
     assert in_format(plain, "anthropic").endpoint is by_client.endpoint
     assert in_format(plain, "openai") == plain
     assert in_format(by_client, "openai").endpoint is plain.endpoint
+
+
+@pytest.mark.parametrize("header", [(b"x-goog-api-client", b"x"), (b"x-goog-api-key", b"kxg_")])
+def test_googles_files_are_told_by_its_headers_below_v1_too(header: tuple[bytes, bytes]) -> None:
+    by_client = find("/v1/files/f", method=b"GET", headers=[header])
+    assert (by_client.endpoint.wire.name, by_client.object_id) == ("gemini", "files/f")
+    named = find("/acme/v1/files/f", method=b"GET", headers=[])
+    assert (named.endpoint.wire.name, named.object_id) == ("openai", "f")
+    assert in_format(named, "gemini").object_id == "files/f"
+    assert in_format(by_client, "openai").object_id == "f"
 
 
 @pytest.mark.parametrize("name", ["", "a/b", "a%2Fb", "a b", "a:cancel", "..", "x" * 201])

@@ -5,7 +5,7 @@ import pytest
 
 from gateway.errors import BodyInvalid, GatewayError, UnsupportedBody
 from gateway.proxy.stored_objects import Named
-from gateway.proxy.stored_uploads import Upload, check_gemini_upload, read_form
+from gateway.proxy.stored_uploads import Upload, check_resumed, read_form, read_gemini_upload
 
 FORM = "multipart/form-data; boundary=x"
 RELATED = 'multipart/related; boundary="x"'
@@ -73,9 +73,12 @@ def related(metadata: object, more: bytes = b"") -> bytes:
     return first + b"\r\n--x\r\nContent-Type: text/plain\r\n\r\nhi\r\n--x--"
 
 
-def check(body: bytes = b"", **more: Any) -> None:
+START = [(b"x-goog-upload-protocol", b"resumable"), (b"x-goog-upload-command", b"start")]
+
+
+def check(body: bytes = b"", **more: Any) -> Upload:
     options = {"content_type": RELATED, "headers": [], "query": b"uploadType=multipart", **more}
-    check_gemini_upload(body, **options)
+    return read_gemini_upload(body, **options)
 
 
 def test_gemini_takes_a_file_in_one_request() -> None:
@@ -86,6 +89,39 @@ def test_gemini_takes_a_file_in_one_request() -> None:
     check(related({}), query=b"alt=json", headers=multipart)
 
 
+def test_gemini_begins_an_upload_of_several_requests() -> None:
+    for body in (b"", b"{}", b'{"file":{"displayName":"a","sizeBytes":5}}'):
+        assert check(body, query=b"key=k", headers=START).begins
+    assert not check(b"any", query=b"uploadType=media").begins
+
+
+@pytest.mark.parametrize("said", [b"upload", b"upload, finalize", b"Query", b"cancel", b"finalize"])
+def test_an_upload_goes_on_by_what_its_header_says(said: bytes) -> None:
+    query = b"upload_id=a&upload_protocol=resumable"
+    check_resumed(headers=[(b"x-goog-upload-command", said)], query=query)
+
+
+@pytest.mark.parametrize(
+    ("headers", "query"),
+    [
+        ([], b"upload_id=a"),
+        (START, b"upload_id=a"),
+        ([(b"x-goog-upload-command", b"upload, start")], b"upload_id=a"),
+        ([(b"x-goog-upload-command", b"")], b"upload_id=a"),
+        ([(b"x-goog-upload-command", b"upload")], b"upload_id=a&uploadType=multipart"),
+        (
+            [(b"x-goog-upload-command", b"upload"), (b"x-goog-upload-protocol", b"raw")],
+            b"upload_id=a",
+        ),
+    ],
+)
+def test_what_may_mean_another_upload_does_not_go_on(
+    headers: list[tuple[bytes, bytes]], query: bytes
+) -> None:
+    with pytest.raises(UnsupportedBody):
+        check_resumed(headers=headers, query=query)
+
+
 @pytest.mark.parametrize(
     ("body", "more"),
     [
@@ -93,6 +129,13 @@ def test_gemini_takes_a_file_in_one_request() -> None:
         (related(b'{"file":{"n\\u0061me":"files/a"}}'), {}),
         (related({"file": {}}, b"\r\nContent-Transfer-Encoding: base64"), {}),
         (related(b"{"), {}),
+        (related(b'{"file":{"name":"files/a"},"file":{}}'), {}),
+        (b'{"file":{"name":"files/a"}}', {"query": b"", "headers": START}),
+        (b'{"file":{"name":"files/a","name":null}}', {"query": b"", "headers": START}),
+        (b"file.name=files/a", {"query": b"", "headers": START}),
+        (b"{}", {"query": b"name=files/a", "headers": START}),
+        (b"{}", {"query": b"uploadType=multipart", "headers": START}),
+        (b"{}", {"query": b"", "headers": [*START, (b"x-goog-upload-command", b"finalize")]}),
         (related({}) + b"more", {}),
         (b"", {}),
         (related({}), {"content_type": "application/json"}),

@@ -227,3 +227,12 @@ def test_neither_a_vault_nor_what_it_raises_shows_a_key() -> None:
     assert caught.value.__cause__ is None
     with pytest.raises(KeyTextInvalid):
         Vault([KEYS.private, KEYS.public])
+
+
+def test_gateways_with_the_same_keys_derive_the_same_secrets_and_others_do_not() -> None:
+    vault = Vault([KEYS.private, OLD_KEYS.private])
+    current, previous = vault.derived(b"one thing")
+    assert Vault([KEYS.private]).derived(b"one thing") == (current,)
+    assert Vault([OLD_KEYS.private]).derived(b"one thing") == (previous,)
+    assert len({current, previous, *vault.derived(b"another")}) == 4
+    assert Vault().derived(b"one thing") == ()

@@ -21,9 +21,27 @@ await run("genai_stored", {
     await google.caches.delete({ name: made.name, config: { httpOptions } });
     return { words: words(answer.text), listed: listed.some((one) => one.name === made.name) };
   },
-  async files() {
-    // The SDK knows no other way than Google's resumable one, and the gateway takes files whole.
-    const file = new Blob(["some words"], { type: "text/plain" });
-    return failure(google.files.upload({ file }), (error) => ({ status: error.status }));
+  async files(headers) {
+    const httpOptions = { headers };
+    // Without options of its own: the SDK leaves out how it uploads where there are some.
+    const made = await google.files.upload({
+      file: new Blob(["some words"], { type: "text/plain" }),
+    });
+    const answer = await google.models.generateContent({
+      model,
+      contents: [{ text: QUESTION }, { fileData: { fileUri: made.uri, mimeType: made.mimeType } }],
+      config: { maxOutputTokens: 6, httpOptions },
+    });
+    const listed = await collected(await google.files.list({ config: { httpOptions } }));
+    await google.files.delete({ name: made.name, config: { httpOptions } });
+    const after = await failure(google.files.get({ name: made.name }), (error) => ({
+      status: error.status,
+    }));
+    return {
+      size: made.sizeBytes,
+      listed: listed.some((one) => one.name === made.name),
+      words: words(answer.text),
+      status_after: after.status,
+    };
   },
 });
