@@ -93,4 +93,5 @@ class StoredAnswer:
             vendor_id=self._vendor_id,
             object_id=self._object_id,
             is_retrieved=self.facts.retrieves,
+            is_deferred=self.facts.defers,
         )
