@@ -25,7 +25,7 @@ from gateway.vendors.simulator.tally import Tally
 from tests.gateway.proxy.rig import Answer, Rig, running
 
 ANTHROPIC: Final = "anthropic-version: 2023-06-01"
-LINE: Final = {
+LINE: Final[dict[str, Any]] = {
     "custom_id": "1",
     "method": "POST",
     "url": "/v1/chat/completions",
@@ -411,6 +411,27 @@ async def test_every_model_of_a_message_batch_has_to_be_allowed(shop: Shop) -> N
     assert (refused.status, refused.headers["x-kaixu-reason"]) == (403, "model_not_allowed")
     twice = b'{"requests":[{"params":{"model":"claude-b1","model":"claude-a1"}}]}'
     assert (await shop.ask(by, "POST", "/v1/messages/batches", twice)).status == 403
+
+
+async def test_every_model_of_a_batchs_file_has_to_be_allowed(shop: Shop) -> None:
+    by = replace(shop.ours, models=("gpt-4o",), scopes=frozenset({"calls", "batches"}))
+    more = "multipart/form-data; boundary=x"
+    for body in ({**LINE["body"], "model": "gpt-5"}, {"messages": []}):
+        upload = batch_file(LINE, {**LINE, "body": body})
+        refused = await shop.ask(by, "POST", "/v1/files", upload, content_type=more)
+        assert (refused.status, refused.headers["x-kaixu-reason"]) == (403, "model_not_allowed")
+        at_will = await shop.ask(shop.ours, "POST", "/v1/files", upload, content_type=more)
+        assert at_will.status == 200
+    batch = {"input_file_id": await new_file(shop, by), "endpoint": LINE["url"]}
+    assert (await shop.ask(by, "POST", "/v1/batches", batch)).status == 200
+
+
+async def test_a_batchs_file_that_cant_be_read_is_refused(shop: Shop) -> None:
+    lines = json.dumps(LINE).encode("utf-16-le")
+    more = "multipart/form-data; boundary=x"
+    upload = form(("purpose", b"batch"), ("file", lines))
+    refused = await shop.ask(shop.ours, "POST", "/v1/files", upload, content_type=more)
+    assert (refused.status, refused.headers["x-kaixu-reason"]) == (400, "body_invalid")
 
 
 async def test_a_line_of_a_batch_names_only_what_its_uploader_made(shop: Shop) -> None:
