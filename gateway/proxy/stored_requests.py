@@ -177,7 +177,7 @@ def facts_of(
         retrieves=use.retrieves,
         defers=use.defers or background,
         lists=use.lists,
-        has_results_url=endpoint.wire is anthropic.FORMAT and "batches" in endpoint.name,
+        has_results_url=use.tells_results_url,
     )
 
 

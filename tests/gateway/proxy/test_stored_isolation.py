@@ -19,6 +19,7 @@ from gateway.proxy.endpoints import Endpoint
 from gateway.proxy.stored_ids import Stored
 from gateway.proxy.stored_objects import STORED_NAMES
 from gateway.proxy.stored_owners import StoredOwners
+from gateway.proxy.stored_pages import PAGE_BYTES_MAX
 from gateway.proxy.stored_paths import STORED_PATHS, Kind, StoredPath
 from gateway.vendors.simulator.__main__ import Server
 from gateway.vendors.simulator.tally import Tally
@@ -270,11 +271,12 @@ VALUES: Final[dict[str, Callable[[str], object]]] = {
 }
 
 
-def own(rig: Rig, *ids: str, by: Caller) -> None:
-    """Have these made by someone at the first vendor, as files that may begin a batch."""
+def own(rig: Rig, *ids: str, by: Caller, target: str | None = None) -> None:
+    """Have these made by someone at one vendor, else the first, as files that may begin a batch."""
+    vendor_ids = {one.name: one.vendor_id for one in rig.targets}
+    vendor_id = vendor_ids[target] if target else rig.targets[0].vendor_id
     for object_id in ids:
         made = [Stored(object_id, Kind.BATCH_INPUT)]
-        vendor_id = rig.targets[0].vendor_id
         rig.owned.note(made, caller=by, vendor_id=vendor_id, call_id="c")
 
 
@@ -387,6 +389,25 @@ async def test_the_results_of_a_message_batch_are_summed_and_fetched_through_us(
     row = shop.rig.lines.rows[-1]
     assert (row["output_tokens"], row["usage_source"], row["flags"]) == (9, "vendor", ["deferred"])
     assert (row["metered_object"], row["model_served"]) == (made["id"], "claude-sonnet-5")
+
+
+async def test_results_of_any_size_pass_as_they_are(rig: Rig) -> None:
+    own(rig, "batch_1", by=rig.caller, target="anthropic")
+    usage = b'"usage":{"input_tokens":1,"output_tokens":2}'
+    text = b'"results_url":"https://a/v1/messages/batches/b","text":"%b"' % (b"x" * 100_000)
+    line = b'{"result":{"type":"succeeded","message":{%b,"content":[{%b}]}}}\n' % (usage, text)
+    results = line * 90
+    assert len(results) > PAGE_BYTES_MAX
+
+    async def script(_: bytes, __: bytes, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 200 OK\r\ncontent-type: application/x-jsonl\r\n")
+        writer.write(b"content-length: %d\r\n\r\n%b" % (len(results), results))
+
+    rig.vendor.script = script
+    path = "/v1/messages/batches/batch_1/results"
+    answer = await rig.ask(path, method="GET", headers=[ANTHROPIC])
+    assert (answer.status, answer.body == results) == (200, True)
+    assert (await rig.lines.row())["output_tokens"] == 180
 
 
 @pytest.mark.parametrize("limit", [{"limits": (("token", "t"),)}, {"models": ("*",)}])
