@@ -21,6 +21,7 @@ class StoredFacts:
     - `tells`: how its answer names what is stored; None where nothing is.
     - `kind`: what the answer's own object is, where the request knows it better.
     - `object_id`: the object whose usage the answer tells; else it is the answer's own.
+    - `sent_ids`: ids that the request gave to what it sends; the vendor repeats them.
     - `retrieves`, `defers`: as `StoredUse`.
     - `lists`: the answer is a page of objects, with its rows in this member.
     - `has_results_url`: the answer says where a batch's results are.
@@ -29,6 +30,7 @@ class StoredFacts:
     tells: Answer | None = None
     kind: Kind | None = None
     object_id: str | None = None
+    sent_ids: frozenset[str] = frozenset()
     retrieves: bool = False
     defers: bool = False
     lists: str | None = None
@@ -71,6 +73,7 @@ class StoredAnswer:
             self._tell(self._watcher.finish())
 
     def _tell(self, found: Sequence[Stored]) -> None:
+        found = [one for one in found if one.object_id not in self.facts.sent_ids]
         if not found:
             return
         kind = self.facts.kind

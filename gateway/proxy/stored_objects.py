@@ -117,6 +117,19 @@ def named_objects(text: bytes, *, items_in: str | None = None) -> tuple[Named, .
     return () if document is None else _checked(_named_in(document, items_in=items_in))
 
 
+def item_ids(text: bytes, *, items_in: str) -> frozenset[str]:
+    """Return the ids that a body's items have, whether or not they name stored ones."""
+    document = _suspect_document(text, items_in=items_in)
+    return frozenset(
+        object_id
+        for name, value in (document if isinstance(document, tuple) else ())
+        if name == items_in and isinstance(value, list)
+        for item in value
+        if isinstance(item, tuple)
+        for object_id in _texts(item, "id")
+    )
+
+
 def named_in_line(text: bytes) -> tuple[Named, ...]:
     """Return the stored objects that one line of a batch names: in its body, and beside it.
 

@@ -18,7 +18,7 @@ from gateway.proxy.endpoints import Endpoint, Match
 from gateway.proxy.routing import RoutingTable, Target
 from gateway.proxy.stored_answer import StoredFacts
 from gateway.proxy.stored_batches import batch_models
-from gateway.proxy.stored_objects import Named
+from gateway.proxy.stored_objects import Named, item_ids
 from gateway.proxy.stored_owners import Holding
 from gateway.proxy.stored_paths import Answer, Kind, StoredUse
 from gateway.vendors import anthropic
@@ -170,10 +170,14 @@ def facts_of(
     metered = object_id if use.retrieves else None
     if use.retrieves and holding is not None and holding.parent_id is not None:
         metered = holding.parent_id
+    sent_ids: frozenset[str] = frozenset()
+    if use.tells is Answer.ITEMS and fields is not None and endpoint.items_in is not None:
+        sent_ids = item_ids(fields.text, items_in=endpoint.items_in)
     return StoredFacts(
         tells=use.tells,
         kind=Kind.BATCH_INPUT if is_batch_input else None,
         object_id=metered,
+        sent_ids=sent_ids,
         retrieves=use.retrieves,
         defers=use.defers or background,
         lists=use.lists,

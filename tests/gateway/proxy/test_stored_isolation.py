@@ -329,6 +329,26 @@ async def test_items_are_named_by_their_id_alone(rig: Rig, path: str, member: st
     assert not rig.vendor.heads
 
 
+async def test_an_id_that_a_client_gave_to_an_item_is_nobodys(rig: Rig) -> None:
+    own(rig, "conv_1", by=rig.caller)
+    told = [{"type": "message", "id": one} for one in ("msg_theirs", "msg_given")]
+    answer = json.dumps({"object": "list", "data": told}).encode()
+
+    async def script(_: bytes, __: bytes, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\n")
+        writer.write(b"content-length: %d\r\n\r\n%b" % (len(answer), answer))
+
+    rig.vendor.script = script
+    message = b'{"type":"message","role":"user","content":"hi"'
+    sent = b'{"items":[%b,"i\\u0064":"msg_theirs"},%b}]}' % (message, message)
+    assert (await rig.ask("/v1/conversations/conv_1/items", sent)).status == 200
+    again = [{"type": "item_reference", "id": "msg_theirs"}]
+    refused = await rig.ask("/v1/responses", {"model": "gpt-5", "input": again})
+    assert (refused.status, refused.headers["x-kaixu-reason"]) == NOT_YOURS
+    again[0]["id"] = "msg_given"
+    assert (await rig.ask("/v1/responses", {"model": "gpt-5", "input": again})).status == 200
+
+
 async def test_items_of_ones_own_response_may_be_named(shop: Shop) -> None:
     body = {"model": "gpt-5", "input": "hi", "stream": True}
     streamed = await shop.ask(shop.ours, "POST", "/v1/responses", body)
