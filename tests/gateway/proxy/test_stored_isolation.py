@@ -516,6 +516,31 @@ async def test_a_response_in_the_background_is_metered_when_it_is_fetched(shop: 
         assert rows[-1]["counted"] is False
 
 
+@pytest.mark.parametrize(
+    ("member", "name"),
+    [
+        (b'"conversation":"conv_1"', "conversation"),
+        (b'"conversation":{"id":"conv_1"}', "conversation"),
+        (b'"c\\u006fnversation":"conv_1"', "conversation"),
+        (b'"request_id":"resp_mine"', "request_id"),
+    ],
+)
+async def test_what_could_not_be_metered_is_not_done_in_the_background(
+    rig: Rig, member: bytes, name: str
+) -> None:
+    own(rig, "conv_1", by=rig.caller)
+    body = b'{"model":"gpt-5","input":"hi","background":true,%b}' % member
+    refused = await rig.ask("/v1/responses", body)
+    assert (refused.status, refused.headers["x-kaixu-reason"]) == (400, "body_invalid")
+    assert json.loads(refused.body)["error"]["param"] == name
+    assert not rig.vendor.heads
+
+
+async def test_a_conversation_that_is_null_is_none(shop: Shop) -> None:
+    body = {"model": "gpt-5", "input": "hi", "background": True, "conversation": None}
+    await shop.made(shop.ours, "POST", "/v1/responses", body)
+
+
 async def test_a_response_that_was_metered_says_whose_usage_that_was(shop: Shop) -> None:
     await new_response(shop, shop.ours)
     row = shop.rig.lines.rows[-1]
