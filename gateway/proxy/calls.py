@@ -41,7 +41,7 @@ from gateway.proxy.preparation import (
 )
 from gateway.proxy.relay import Outcome, Relay, RelayTimes
 from gateway.proxy.routing import RoutingTable, Target
-from gateway.proxy.stored_calls import StoredCalls, StoredRecords
+from gateway.proxy.stored_calls import StoredCalls, StoredRecords, relay_class
 from gateway.proxy.upstream import Origin, UpstreamConnection, UpstreamPool
 
 ATTEMPTS_MAX: Final = 2  # the second only when a reused connection died before any byte
@@ -434,8 +434,7 @@ class Calls:
         exchange = call.exchange
         record = CallRecord(self._records)
         stored = self._stored.watch(request, caller=call.caller, call_id=call.id)
-        relay_class = HeldRelay if stored is not None and stored.facts.is_held else Relay
-        relay = relay_class(
+        relay = relay_class(stored)(
             exchange=exchange,
             record=record,
             endpoint=request.endpoint,

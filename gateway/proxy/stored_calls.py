@@ -6,6 +6,8 @@ from typing import Final, Protocol
 from gateway.auth.caller import Caller
 from gateway.proxy.held_relay import HeldRelay
 from gateway.proxy.preparation import Request
+from gateway.proxy.relay import Relay
+from gateway.proxy.retrieval_relay import RetrievalRelay
 from gateway.proxy.stored_answer import StoredAnswer
 from gateway.proxy.stored_ids import Stored
 from gateway.proxy.stored_owners import Holding
@@ -65,3 +67,10 @@ class StoredCalls:
             return without_results_host(text) if facts.has_results_url else text
 
         await relay.answer(edit)
+
+
+def relay_class(watched: StoredAnswer | None) -> type[Relay]:
+    """Return what passes on the answer that is watched so."""
+    if watched is not None and watched.facts.is_held:
+        return HeldRelay
+    return RetrievalRelay if watched is not None and watched.facts.retrieves else Relay
