@@ -31,7 +31,9 @@ CREATE INDEX metered_objects_by_time ON metered_objects (at);
 -- Rows may name the object whose usage they tell. The first one has it: claim and row are of one
 -- transaction, and appends follow one another, so there is no moment between the two. From later
 -- ones the usage is left out; a row that is sent again holds its own claim. Two calls that each
--- made something were two calls, though their vendor gave both the same id.
+-- made something were two calls, though their vendor gave both the same id: some let the client
+-- choose it. So a call that made something keeps its usage, whoever else told of that id, unless it
+-- left that for later and is the one that made the very object which was retrieved meanwhile.
 ALTER FUNCTION ledger_append(json) RENAME TO ledger_append_rows;
 REVOKE ALL ON FUNCTION ledger_append_rows(json) FROM kaixu_gateway;
 
@@ -68,7 +70,10 @@ BEGIN
 
         SELECT json_agg(
             CASE WHEN m.event_id IS NULL OR m.event_id = (r.value ->> 'id')::uuid
-                OR NOT (m.by_retrieval OR coalesce((r.value ->> 'metered_again')::boolean, false))
+                OR NOT (
+                    coalesce((r.value ->> 'metered_again')::boolean, false)
+                    OR (m.by_retrieval AND s.call_id IS NOT NULL)
+                )
             THEN r.value
             ELSE (
                 SELECT json_object_agg(member.key, member.value)
@@ -85,7 +90,12 @@ BEGIN
         LEFT JOIN metered_objects AS m
             ON r.value ->> 'usage_source' <> 'none'
             AND m.object_id = r.value ->> 'metered_object'
-            AND m.vendor_id = (r.value ->> 'metered_vendor_id')::uuid;
+            AND m.vendor_id = (r.value ->> 'metered_vendor_id')::uuid
+        LEFT JOIN stored_objects AS s
+            ON (r.value ->> 'metered_deferred')::boolean
+            AND s.object_id = m.object_id
+            AND s.vendor_id = m.vendor_id
+            AND s.call_id = (r.value ->> 'call_id')::uuid;
     END IF;
     SELECT a.last_ordinal, a.inserted INTO last_ordinal, inserted
     FROM ledger_append_rows(rows_due) AS a;

@@ -35,11 +35,15 @@ class Status(StrEnum):
 
 
 class MeteredObject(NamedTuple):
-    """A stored object whose usage a row tells; `is_retrieved`: another call made it."""
+    """A stored object whose usage a row tells.
+
+    `is_retrieved`: another call made it; `is_deferred`: this one did, and left its usage for later.
+    """
 
     vendor_id: str
     object_id: str
     is_retrieved: bool
+    is_deferred: bool
 
 
 class CallLog(Protocol):
@@ -226,6 +230,7 @@ class CallRecord:
             row["metered_vendor_id"] = self.metered_object.vendor_id
             row["metered_object"] = self.metered_object.object_id
             row["metered_again"] = self.metered_object.is_retrieved
+            row["metered_deferred"] = self.metered_object.is_deferred
         if usage.vendor_usage is not None:
             row["vendor_usage"] = orjson.Fragment(usage.vendor_usage)
         try:

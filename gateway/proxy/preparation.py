@@ -265,6 +265,10 @@ class Preparation:
         """Prepare a request that uploads a file: its bytes pass as they are."""
         endpoint = ask.endpoint
         upload = _read_upload(ask)
+        if ask.caller.has_model_list and not all(
+            model is not None and ask.caller.may_use(model) for model in upload.models
+        ):
+            raise ModelNotAllowed(param="model")
         route = self._routing().route(wire_name=endpoint.routed_by, vendor=ask.vendor, model=None)
         target = route.targets[0]
         await self._stored.check_named(upload.named, caller=ask.caller, target=target)

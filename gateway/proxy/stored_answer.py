@@ -22,6 +22,7 @@ class StoredFacts:
     - `tells`: how its answer names what is stored; None where nothing is.
     - `kind`: what the answer's own object is, where the request knows it better.
     - `object_id`: the object whose usage the answer tells; else it is the answer's own.
+    - `sent_ids`: ids that the request gave to what it sends; the vendor repeats them.
     - `retrieves`, `defers`: as `StoredUse`.
     - `lists`: the answer is a page of objects, with its rows in this member.
     - `has_results_url`: the answer says where a batch's results are.
@@ -31,6 +32,7 @@ class StoredFacts:
     tells: Answer | None = None
     kind: Kind | None = None
     object_id: str | None = None
+    sent_ids: frozenset[str] = frozenset()
     retrieves: bool = False
     defers: bool = False
     lists: str | None = None
@@ -75,7 +77,8 @@ class StoredAnswer:
             self.tell(self._watcher.finish())
 
     def tell(self, found: Sequence[Stored]) -> None:
-        """Note what the answer says is stored."""
+        """Note what the answer says is stored, but for what the request said."""
+        found = [one for one in found if one.object_id not in self.facts.sent_ids]
         if not found:
             return
         kind = self.facts.kind
@@ -98,4 +101,5 @@ class StoredAnswer:
             vendor_id=self._vendor_id,
             object_id=self._object_id,
             is_retrieved=self.facts.retrieves,
+            is_deferred=self.facts.defers,
         )

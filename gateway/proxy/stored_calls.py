@@ -7,6 +7,7 @@ from gateway.auth.caller import Caller
 from gateway.proxy.held_relay import HeldRelay
 from gateway.proxy.preparation import Request
 from gateway.proxy.relay import Relay
+from gateway.proxy.retrieval_relay import RetrievalRelay
 from gateway.proxy.stored_answer import StoredAnswer
 from gateway.proxy.stored_ids import Stored
 from gateway.proxy.stored_owners import Holding
@@ -35,7 +36,9 @@ def relay_class(stored: StoredAnswer | None) -> type[Relay]:
         return Relay
     if stored.facts.is_held:
         return HeldRelay
-    return UploadRelay if stored.facts.is_upload else Relay
+    if stored.facts.is_upload:
+        return UploadRelay
+    return RetrievalRelay if stored.facts.retrieves else Relay
 
 
 class StoredCalls:

@@ -118,6 +118,29 @@ def named_objects(text: bytes, *, items_in: str | None = None) -> tuple[Named, .
     return () if document is None else _checked(_named_in(document, items_in=items_in))
 
 
+def item_ids(text: bytes, *, items_in: str) -> frozenset[str]:
+    """Return the ids that a body's items have, whether or not they name stored ones."""
+    document = _suspect_document(text, items_in=items_in)
+    return frozenset(
+        object_id
+        for name, value in (document if isinstance(document, tuple) else ())
+        if name == items_in and isinstance(value, list)
+        for item in value
+        if isinstance(item, tuple)
+        for object_id in _texts(item, "id")
+    )
+
+
+def says(text: bytes, name: str) -> bool:
+    """Return whether a body has a member of this name that is not null, however it is written."""
+    if name.encode() not in text and _ESCAPE not in text:
+        return False
+    document = _decoded(text)
+    return isinstance(document, tuple) and any(
+        member == name and value is not None for member, value in document
+    )
+
+
 def named_in_line(text: bytes) -> tuple[Named, ...]:
     """Return the stored objects that one line of a batch names: in its body, and beside it.
 
@@ -137,6 +160,10 @@ def _suspect_document(text: bytes, *, items_in: str | None) -> Any:  # noqa: ANN
     """Return a body opened, None where nothing in it can be the name of an object."""
     if not _is_suspect(text) and not (items_in and _SUSPECT_ITEM.search(text)):
         return None
+    return _decoded(text)
+
+
+def _decoded(text: bytes) -> Any:  # noqa: ANN401 - JSON
     try:
         return _DECODER.decode(text.decode("utf-8", "surrogatepass"))
     except (ValueError, RecursionError) as error:

@@ -58,6 +58,7 @@ class StoredUse:
     - `lists`: the member of its answers that lists objects; only the caller's own are passed on.
     - `retrieves`: its answers tell the usage of an object that was made before.
     - `defers`: the usage of what it begins is told later, by what retrieves it.
+    - `tells_results_url`: its answers say where a batch's results are; that has to lead back here.
     - `is_batch`: a token with a limit or a list of models needs a permission for it.
     - `always`: its answers name something stored whatever `store` says; else by `store`, whose
       default is `stores_by_default`.
@@ -68,6 +69,7 @@ class StoredUse:
     lists: str | None = None
     retrieves: bool = False
     defers: bool = False
+    tells_results_url: bool = False
     is_batch: bool = False
     always: bool = True
     stores_by_default: bool = False
@@ -208,11 +210,12 @@ def _anthropic() -> Iterator[StoredPath]:
         )
 
     every, one = "/v1/messages/batches", "/v1/messages/batches/{id}"
-    begun = StoredUse(tells=Answer.BATCH, defers=True, is_batch=True)
+    begun = StoredUse(tells=Answer.BATCH, defers=True, is_batch=True, tells_results_url=True)
+    seen = StoredUse(names=True, tells_results_url=True)
     yield path("create", "POST", every, begun, body="json", counts=True)
-    yield path("list", "GET", every, _OPENAI_LIST)
-    yield path("get", "GET", one, _NAMES)
-    yield path("cancel", "POST", one + "/cancel", _NAMES, body="json")
+    yield path("list", "GET", every, StoredUse(lists="data", tells_results_url=True))
+    yield path("get", "GET", one, seen)
+    yield path("cancel", "POST", one + "/cancel", seen, body="json")
     yield path("delete", "DELETE", one, _NAMES)
     meter = MeterFormat.ANTHROPIC_BATCH_RESULTS
     yield path("results", "GET", one + "/results", _RETRIEVES, meter=meter)

@@ -18,7 +18,7 @@ from gateway.proxy.endpoints import Endpoint, Match
 from gateway.proxy.routing import RoutingTable, Target
 from gateway.proxy.stored_answer import StoredFacts
 from gateway.proxy.stored_batches import batch_models
-from gateway.proxy.stored_objects import Named
+from gateway.proxy.stored_objects import Named, item_ids, says
 from gateway.proxy.stored_owners import Holding
 from gateway.proxy.stored_paths import Answer, Kind, StoredUse
 from gateway.vendors import anthropic, gemini
@@ -27,6 +27,9 @@ _CURSORS: Final = frozenset({"after", "before", "after_id", "before_id"})
 _INPUT_FILE: Final = "input_file_id"
 # What may be fetched later: its usage is told then.
 _BACKGROUND: Final = (Answer.RESPONSE, Answer.INTERACTION)
+# Not together with that: the answer could be read where nothing is metered, in its conversation, or
+# its id would be the client's choice, that of an answer which was metered before.
+_NOT_IN_BACKGROUND: Final = ("conversation", "request_id")
 
 
 class Owners(Protocol):
@@ -156,7 +159,7 @@ def facts_of(
     """Return what a request means for what is stored, None where that is nothing.
 
     `object_id` and `holding`: what its path names. Raises BodyInvalid for an answer that is to be
-    fetched later where none can be.
+    fetched later where none can be, or where it can't be metered then.
     """
     use = endpoint.stored
     background = fields is not None and fields.background
@@ -165,19 +168,29 @@ def facts_of(
             "An answer that is fetched later can't be metered here. Leave out 'background'.",
             param="background",
         )
+    for name in _NOT_IN_BACKGROUND:
+        if background and fields is not None and says(fields.text, name):
+            raise BodyInvalid(
+                f"'{name}' can't be metered together with 'background'. Leave one of them out.",
+                param=name,
+            )
     if use is None or not _has_to_do(use, fields, background=background):
         return None
     metered = object_id if use.retrieves else None
     if use.retrieves and holding is not None and holding.parent_id is not None:
         metered = holding.parent_id
+    sent_ids: frozenset[str] = frozenset()
+    if use.tells is Answer.ITEMS and fields is not None and endpoint.items_in is not None:
+        sent_ids = item_ids(fields.text, items_in=endpoint.items_in)
     return StoredFacts(
         tells=use.tells,
         kind=Kind.BATCH_INPUT if is_batch_input else None,
         object_id=metered,
+        sent_ids=sent_ids,
         retrieves=use.retrieves,
         defers=use.defers or background,
         lists=use.lists,
-        has_results_url=endpoint.wire is anthropic.FORMAT and "batches" in endpoint.name,
+        has_results_url=use.tells_results_url,
         is_upload=endpoint.body == "upload" and endpoint.wire is gemini.FORMAT,
     )
 

@@ -13,6 +13,7 @@ from typing import Any, Final
 from urllib.parse import parse_qsl
 
 from gateway.errors import BodyInvalid, RequestInvalid, UnsupportedBody
+from gateway.proxy.stored_batches import models_of_line
 from gateway.proxy.stored_objects import Named, named_in_line
 
 PARTS_MAX: Final = 64  # of a form; SDKs send two to six
@@ -49,10 +50,14 @@ _DECODER: Final = json.JSONDecoder(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Upload:
-    """What is known of a file that is uploaded."""
+    """What is known of a file that is uploaded.
+
+    `models` are those that a batch's lines name; None among them: a line names none.
+    """
 
     is_batch_input: bool = False
     begins: bool = False  # it goes on in further requests
+    models: frozenset[str | None] = frozenset()
     named: tuple[Named, ...] = field(default=())
 
 
@@ -68,12 +73,14 @@ def read_form(body: bytes, content_type: str) -> Upload:
     if len(values) != len(parts) or values.get(b"purpose") != b"batch" or b"file" not in values:
         return Upload()
     found: dict[Named, None] = {}
+    models: set[str | None] = set()
     content = values[b"file"]
     for number, line in enumerate(_lines(content)):
         if number >= BATCH_LINES_MAX:
             raise BodyInvalid(f"A batch has at most {BATCH_LINES_MAX} requests.")
+        models |= models_of_line(line)
         found.update(dict.fromkeys(named_in_line(line)))
-    return Upload(is_batch_input=True, named=tuple(found))
+    return Upload(is_batch_input=True, models=frozenset(models), named=tuple(found))
 
 
 def read_gemini_upload(

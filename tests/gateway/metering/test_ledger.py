@@ -488,17 +488,48 @@ async def test_the_usage_of_an_object_is_claimed_once_by_many_at_the_same_time(
     await check_books(owner)
 
 
+MADE = {**OBJECT, "metered_again": False}
+
+
+async def record_maker(gateway_pool: asyncpg.Pool, *, call_id: str) -> None:
+    """Have it recorded that this call made the object."""
+    await gateway_pool.execute(
+        "INSERT INTO stored_objects (object_id, vendor_id, kind, org_id, workspace_id, user_id, "
+        "token_id, call_id) VALUES ('resp_1', $1, 'response', $2, $3, $4, $5, $6)",
+        *(VENDOR, ORG, WORKSPACE, USER, TOKEN, call_id),
+    )
+
+
 @pytest.mark.parametrize("retrieved_first", [True, False])
+@pytest.mark.parametrize("deferred", [True, False])
 async def test_calls_that_made_something_tell_their_usage_each(
+    owner: asyncpg.Connection,
+    gateway_pool: asyncpg.Pool,
+    *,
+    retrieved_first: bool,
+    deferred: bool,
+) -> None:
+    await record_maker(gateway_pool, call_id=ids.new())
+    made = [compact(make_row(**MADE, **TOLD, metered_deferred=deferred)) for _ in range(2)]
+    again = compact(make_row(**OBJECT, **TOLD))
+    for row in [again, *made] if retrieved_first else [*made, again]:
+        await Ledger(gateway_pool).append([row])
+    due = [4, 4, 4] if retrieved_first else [4, 4, None]
+    assert [row["output_tokens"] for row in await metered_rows(owner)] == due
+    await check_books(owner)
+
+
+@pytest.mark.parametrize("retrieved_first", [True, False])
+async def test_what_was_left_for_later_is_told_by_its_maker_or_by_who_retrieved_it(
     owner: asyncpg.Connection, gateway_pool: asyncpg.Pool, *, retrieved_first: bool
 ) -> None:
-    ledger = Ledger(gateway_pool)
-    made = [compact(make_row(**{**OBJECT, "metered_again": False}, **TOLD)) for _ in range(2)]
+    call_id = ids.new()
+    await record_maker(gateway_pool, call_id=call_id)
+    made = compact(make_row(**MADE, **TOLD, metered_deferred=True, id=call_id))
     again = compact(make_row(**OBJECT, **TOLD))
-    for row in [again, made[0]] if retrieved_first else [*made, again]:
-        await ledger.append([row])
-    due = [4, None] if retrieved_first else [4, 4, None]
-    assert [row["output_tokens"] for row in await metered_rows(owner)] == due
+    for row in [again, made] if retrieved_first else [made, again]:
+        await Ledger(gateway_pool).append([row])
+    assert [row["output_tokens"] for row in await metered_rows(owner)] == [4, None]
     await check_books(owner)
 
 

@@ -19,6 +19,7 @@ from gateway.proxy.endpoints import Endpoint
 from gateway.proxy.stored_ids import Stored
 from gateway.proxy.stored_objects import STORED_NAMES
 from gateway.proxy.stored_owners import StoredOwners
+from gateway.proxy.stored_pages import PAGE_BYTES_MAX
 from gateway.proxy.stored_paths import STORED_PATHS, Kind, StoredPath
 from gateway.vendors.simulator.__main__ import Server
 from gateway.vendors.simulator.tally import Tally
@@ -26,7 +27,7 @@ from tests.gateway.proxy.rig import Answer, Rig, running
 
 ANTHROPIC: Final = "anthropic-version: 2023-06-01"
 GOOGLE: Final = "x-goog-api-client: google-genai-sdk/3.4.0"
-LINE: Final = {
+LINE: Final[dict[str, Any]] = {
     "custom_id": "1",
     "method": "POST",
     "url": "/v1/chat/completions",
@@ -302,11 +303,12 @@ VALUES: Final[dict[str, Callable[[str], object]]] = {
 }
 
 
-def own(rig: Rig, *ids: str, by: Caller) -> None:
-    """Have these made by someone at the first vendor, as files that may begin a batch."""
+def own(rig: Rig, *ids: str, by: Caller, target: str | None = None) -> None:
+    """Have these made by someone at one vendor, else the first, as files that may begin a batch."""
+    vendor_ids = {one.name: one.vendor_id for one in rig.targets}
+    vendor_id = vendor_ids[target] if target else rig.targets[0].vendor_id
     for object_id in ids:
         made = [Stored(object_id, Kind.BATCH_INPUT)]
-        vendor_id = rig.targets[0].vendor_id
         rig.owned.note(made, caller=by, vendor_id=vendor_id, call_id="c")
 
 
@@ -357,6 +359,26 @@ async def test_items_are_named_by_their_id_alone(rig: Rig, path: str, member: st
     assert (answer.status, answer.headers["x-kaixu-reason"]) == NOT_YOURS
     assert json.loads(answer.body)["error"]["param"] == member
     assert not rig.vendor.heads
+
+
+async def test_an_id_that_a_client_gave_to_an_item_is_nobodys(rig: Rig) -> None:
+    own(rig, "conv_1", by=rig.caller)
+    told = [{"type": "message", "id": one} for one in ("msg_theirs", "msg_given")]
+    answer = json.dumps({"object": "list", "data": told}).encode()
+
+    async def script(_: bytes, __: bytes, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\n")
+        writer.write(b"content-length: %d\r\n\r\n%b" % (len(answer), answer))
+
+    rig.vendor.script = script
+    message = b'{"type":"message","role":"user","content":"hi"'
+    sent = b'{"items":[%b,"i\\u0064":"msg_theirs"},%b}]}' % (message, message)
+    assert (await rig.ask("/v1/conversations/conv_1/items", sent)).status == 200
+    again = [{"type": "item_reference", "id": "msg_theirs"}]
+    refused = await rig.ask("/v1/responses", {"model": "gpt-5", "input": again})
+    assert (refused.status, refused.headers["x-kaixu-reason"]) == NOT_YOURS
+    again[0]["id"] = "msg_given"
+    assert (await rig.ask("/v1/responses", {"model": "gpt-5", "input": again})).status == 200
 
 
 async def test_items_of_ones_own_response_may_be_named(shop: Shop) -> None:
@@ -421,6 +443,25 @@ async def test_the_results_of_a_message_batch_are_summed_and_fetched_through_us(
     assert (row["metered_object"], row["model_served"]) == (made["id"], "claude-sonnet-5")
 
 
+async def test_results_of_any_size_pass_as_they_are(rig: Rig) -> None:
+    own(rig, "batch_1", by=rig.caller, target="anthropic")
+    usage = b'"usage":{"input_tokens":1,"output_tokens":2}'
+    text = b'"results_url":"https://a/v1/messages/batches/b","text":"%b"' % (b"x" * 100_000)
+    line = b'{"result":{"type":"succeeded","message":{%b,"content":[{%b}]}}}\n' % (usage, text)
+    results = line * 90
+    assert len(results) > PAGE_BYTES_MAX
+
+    async def script(_: bytes, __: bytes, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 200 OK\r\ncontent-type: application/x-jsonl\r\n")
+        writer.write(b"content-length: %d\r\n\r\n%b" % (len(results), results))
+
+    rig.vendor.script = script
+    path = "/v1/messages/batches/batch_1/results"
+    answer = await rig.ask(path, method="GET", headers=[ANTHROPIC])
+    assert (answer.status, answer.body == results) == (200, True)
+    assert (await rig.lines.row())["output_tokens"] == 180
+
+
 @pytest.mark.parametrize("limit", [{"limits": (("token", "t"),)}, {"models": ("*",)}])
 async def test_a_limit_or_a_list_keeps_a_token_from_batches(
     shop: Shop, limit: dict[str, Any]
@@ -443,6 +484,28 @@ async def test_every_model_of_a_message_batch_has_to_be_allowed(shop: Shop) -> N
     assert (refused.status, refused.headers["x-kaixu-reason"]) == (403, "model_not_allowed")
     twice = b'{"requests":[{"params":{"model":"claude-b1","model":"claude-a1"}}]}'
     assert (await shop.ask(by, "POST", "/v1/messages/batches", twice)).status == 403
+
+
+async def test_every_model_of_a_batchs_file_has_to_be_allowed(shop: Shop) -> None:
+    by = replace(shop.ours, models=("gpt-4o",), scopes=frozenset({"calls", "batches"}))
+    more = "multipart/form-data; boundary=x"
+    bodies: list[dict[str, Any]] = [{**LINE["body"], "model": "gpt-5"}, {"messages": []}]
+    for body in bodies:
+        upload = batch_file(LINE, {**LINE, "body": body})
+        refused = await shop.ask(by, "POST", "/v1/files", upload, content_type=more)
+        assert (refused.status, refused.headers["x-kaixu-reason"]) == (403, "model_not_allowed")
+        at_will = await shop.ask(shop.ours, "POST", "/v1/files", upload, content_type=more)
+        assert at_will.status == 200
+    batch = {"input_file_id": await new_file(shop, by), "endpoint": LINE["url"]}
+    assert (await shop.ask(by, "POST", "/v1/batches", batch)).status == 200
+
+
+async def test_a_batchs_file_that_cant_be_read_is_refused(shop: Shop) -> None:
+    lines = json.dumps(LINE).encode("utf-16-le")
+    more = "multipart/form-data; boundary=x"
+    upload = form(("purpose", b"batch"), ("file", lines))
+    refused = await shop.ask(shop.ours, "POST", "/v1/files", upload, content_type=more)
+    assert (refused.status, refused.headers["x-kaixu-reason"]) == (400, "body_invalid")
 
 
 async def test_a_line_of_a_batch_names_only_what_its_uploader_made(shop: Shop) -> None:
@@ -484,6 +547,31 @@ async def test_a_response_in_the_background_is_metered_when_it_is_fetched(shop: 
         assert (rows[-1]["input_tokens"], rows[-1]["output_tokens"]) == (2, 20)
         assert (rows[-1]["metered_object"], rows[-1]["flags"]) == (made["id"], ["deferred"])
         assert rows[-1]["counted"] is False
+
+
+@pytest.mark.parametrize(
+    ("member", "name"),
+    [
+        (b'"conversation":"conv_1"', "conversation"),
+        (b'"conversation":{"id":"conv_1"}', "conversation"),
+        (b'"c\\u006fnversation":"conv_1"', "conversation"),
+        (b'"request_id":"resp_mine"', "request_id"),
+    ],
+)
+async def test_what_could_not_be_metered_is_not_done_in_the_background(
+    rig: Rig, member: bytes, name: str
+) -> None:
+    own(rig, "conv_1", by=rig.caller)
+    body = b'{"model":"gpt-5","input":"hi","background":true,%b}' % member
+    refused = await rig.ask("/v1/responses", body)
+    assert (refused.status, refused.headers["x-kaixu-reason"]) == (400, "body_invalid")
+    assert json.loads(refused.body)["error"]["param"] == name
+    assert not rig.vendor.heads
+
+
+async def test_a_conversation_that_is_null_is_none(shop: Shop) -> None:
+    body = {"model": "gpt-5", "input": "hi", "background": True, "conversation": None}
+    await shop.made(shop.ours, "POST", "/v1/responses", body)
 
 
 async def test_a_response_that_was_metered_says_whose_usage_that_was(shop: Shop) -> None:

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.errors import BodyInvalid
-from gateway.proxy.stored_objects import Named, named_in_line, named_objects
+from gateway.proxy.stored_objects import Named, item_ids, named_in_line, named_objects
 
 FILES_API = "https://generativelanguage.googleapis.com/v1beta/files/abc"
 
@@ -217,3 +217,10 @@ def test_a_body_names_a_bounded_number() -> None:
 def test_a_line_of_a_batch_is_read_in_its_body_and_beside_it(line: bytes, object_id: str) -> None:
     assert [one.object_id for one in named_in_line(line)] == [object_id]
     assert not named_in_line(b'{"custom_id":"1","body":{"model":"m","messages":[]}}')
+
+
+def test_items_have_ids_that_their_sender_gave() -> None:
+    text = b'{"items":[{"id":"a"},{"i\\u0064":"b","content":{"id":"c"}}],"items":[{"id":"d"},7]}'
+    assert item_ids(text, items_in="items") == {"a", "b", "d"}
+    for empty in (b'{"items":[{"content":"x"}]}', b'{"items":{"id":"a"}}', b'["id"]'):
+        assert item_ids(empty, items_in="items") == set()
