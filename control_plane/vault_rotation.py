@@ -79,12 +79,19 @@ def read_keys(path: Path) -> list[str]:
 def add_key(path: Path) -> str:
     """Put a new private key before the present one in a file; return its public key.
 
-    The one before the present one goes: nothing may be sealed to it any more. Raises BadArgument,
-    Refused.
+    The one before the present one goes: nothing may be sealed to it any more. Who could read the
+    file, the gateways' own user above all, still can. Raises BadArgument, Refused.
     """
     present = read_keys(path)
     pair = keygen()
-    write_private(path, f"{pair.private}\n{present[0]}\n")
+    try:
+        write_private(path, f"{pair.private}\n{present[0]}\n", like=path)
+    except OSError as error:
+        raise Refused(
+            f"{path} can't be replaced by a file of the same owner and mode: {error.strerror}. "
+            "It is as it was; rotate as its owner or as root.",
+            field="KAIXU_VAULT_KEY_FILE",
+        ) from error
     return pair.public
 
 
@@ -94,11 +101,12 @@ def _alone(path: Path) -> Iterator[int]:
 
     Raises BadArgument, Refused.
     """
+    beside = path.with_name(path.name + ".lock")
     try:
-        lock = os.open(path.with_name(path.name + ".lock"), os.O_RDWR | os.O_CREAT, 0o600)
+        lock = os.open(beside, os.O_RDWR | os.O_CREAT, 0o600)
     except OSError as error:
         raise BadArgument(
-            f"{path.parent} can't be written: {error.strerror}.", field="KAIXU_VAULT_KEY_FILE"
+            f"{beside} can't be opened: {error.strerror}.", field="KAIXU_VAULT_KEY_FILE"
         ) from error
     try:
         try:

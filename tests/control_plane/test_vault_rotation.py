@@ -1,7 +1,10 @@
 """Rotating the vault key: whatever happens in the middle, no vendor key is lost."""
 
 import asyncio
+import errno
+import os
 import signal
+import stat
 import uuid
 from pathlib import Path
 
@@ -20,6 +23,7 @@ from tests.journeys.product import KAIXU
 BASE_URL = "https://api.example.com/v1"
 VENDOR_KEY = b"a-vendor-key"
 WAIT_SECONDS_MAX = 20.0
+NOBODY = 65534
 REGISTERING = "SELECT count(*) FROM pg_locks WHERE NOT granted AND relation = 'vendors'::regclass"
 
 
@@ -132,3 +136,31 @@ async def test_a_killed_rotation_whose_child_still_seals_is_not_overtaken(
                 assert told["failed"] == []
                 break
     assert await installation.opened(installation.texts()[:1]) == [VENDOR_KEY]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file away")
+def test_the_gateways_own_user_can_read_the_new_key_file(tmp_path: Path) -> None:
+    path = tmp_path / "vault.key"
+    path.write_text(OLD.private)
+    os.chown(path, NOBODY, NOBODY)
+    path.chmod(0o440)
+    add_key(path)
+    status = path.stat()
+    owner = (status.st_uid, status.st_gid, stat.S_IMODE(status.st_mode))
+    assert owner == (NOBODY, NOBODY, 0o440)
+    assert len(path.read_text().split()) == 2
+
+
+def test_who_can_t_give_the_file_to_its_owner_is_refused_and_the_file_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def forbidden(*_: int) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    path = tmp_path / "vault.key"
+    path.write_text(OLD.private)
+    monkeypatch.setattr(os, "fchmod", forbidden)
+    with pytest.raises(Refused, match="same owner"):
+        add_key(path)
+    assert path.read_text() == OLD.private
+    assert list(tmp_path.iterdir()) == [path]
