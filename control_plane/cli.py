@@ -60,7 +60,7 @@ from control_plane.tenancy.vendors import (
     rotate_vendor,
     with_preset,
 )
-from control_plane.vault_rotation import add_key, reseal, vault_key_file
+from control_plane.vault_rotation import reseal, rotate
 from gateway.auth.token import generate
 from gateway.ids import IdMaker
 from gateway.vendors.seal import keygen
@@ -408,8 +408,7 @@ def vault_keygen(*, place: DatabasePlace, as_json: bool, out: Path | None) -> No
 @command(vault, "rotate")
 def vault_rotate(*, place: DatabasePlace, as_json: bool) -> None:
     """Make a new key pair and seal every vendor key to it, while calls go on."""
-    add_key(vault_key_file(place, os.environ))
-    _print_resealed(asyncio.run(reseal(place, os.environ)), as_json)
+    _print_resealed(asyncio.run(rotate(place, os.environ)), as_json)
 
 
 @command(vault, "reseal")

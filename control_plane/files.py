@@ -1,6 +1,7 @@
 """Files and folders that only their owner may read, and the few exceptions to that."""
 
 import contextlib
+import errno
 import os
 import stat
 import struct
@@ -21,17 +22,42 @@ def make_private(folder: Path) -> None:
         folder.chmod(0o700)
 
 
-def write_private(path: Path, text: str) -> None:
-    """Write a file that only its owner may read; whole and on disk, or not at all."""
+def write_private(path: Path, text: str, *, like: Path | None = None) -> None:
+    """Write a file that only its owner may read; whole and on disk, or not at all.
+
+    `like`: a file whose owner, mode and access list it gets instead. Raises OSError, then the file
+    is as it was.
+    """
     made = path.with_name(path.name + ".new")
     made.unlink(missing_ok=True)
     descriptor = os.open(made, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    made.replace(path)
+    try:
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            if like is not None:
+                _make_alike(file.fileno(), like)
+            os.fsync(file.fileno())
+        made.replace(path)
+    except OSError:
+        made.unlink(missing_ok=True)
+        raise
     sync_folder(path.parent)
+
+
+def _make_alike(descriptor: int, like: Path) -> None:
+    """Let the same users as another file's read an open one. Raises OSError."""
+    wanted, present = like.stat(), os.fstat(descriptor)
+    if (wanted.st_uid, wanted.st_gid) != (present.st_uid, present.st_gid):
+        os.fchown(descriptor, wanted.st_uid, wanted.st_gid)
+    try:
+        access = os.getxattr(like, _ACL)
+    except OSError as error:
+        if error.errno not in (errno.ENODATA, errno.ENOTSUP):
+            raise
+        os.fchmod(descriptor, stat.S_IMODE(wanted.st_mode))
+    else:
+        os.setxattr(descriptor, _ACL, access)  # which has the mode; alone, that would mean more
 
 
 def sync_folder(folder: Path) -> None:

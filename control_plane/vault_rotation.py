@@ -2,12 +2,19 @@
 
 Opening is the gateway's alone: sealing anew runs in a process of the gateway's code, and what it
 opens never comes here.
+
+The file has two keys, and a third one pushes the oldest out: a vendor key that is sealed to that
+one is lost. So only one rotation at a time may write the file, and it first brings whatever an
+interrupted one left behind to the key that stays.
 """
 
 import asyncio
+import contextlib
+import fcntl
+import os
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -41,27 +48,86 @@ def vault_key_file(place: DatabasePlace, environment: Mapping[str, str]) -> Path
     return place.data_dir / "vault.key"
 
 
-def add_key(path: Path) -> str:
-    """Put a new private key before the present one in a file; return its public key.
+async def rotate(place: DatabasePlace, environment: Mapping[str, str]) -> dict[str, Any]:
+    """Make a new pair and seal every vendor key to it; return what became of them.
 
-    The one before the present one goes: nothing is sealed to it since the last rotation. Raises
-    BadArgument, Refused.
+    No key goes that something may still be sealed to: where there is one to go, every vendor key is
+    sealed to the present one first, and what failed in that is returned with the file as it was.
+    Raises BadArgument, DatabaseUnreachable, Refused.
     """
-    present = read_secret_file(path, field="KAIXU_VAULT_KEY_FILE").split()
+    path = vault_key_file(place, environment)
+    with _alone(path) as lock:
+        if len(read_keys(path)) > 1:
+            told = await reseal(place, environment, lock=lock)
+            if told["failed"]:
+                return told
+        add_key(path)
+        return await reseal(place, environment, lock=lock)
+
+
+def read_keys(path: Path) -> list[str]:
+    """Return the private keys in a file, the current one first. Raises BadArgument, Refused."""
+    keys = read_secret_file(path, field="KAIXU_VAULT_KEY_FILE").split()
     try:
-        for key in present:
+        for key in keys:
             public_of(key)
     except KeyTextInvalid as error:
         raise Refused(f"{path} holds something else than vault keys.") from error
+    return keys
+
+
+def add_key(path: Path) -> str:
+    """Put a new private key before the present one in a file; return its public key.
+
+    The one before the present one goes: nothing may be sealed to it any more. Who could read the
+    file, the gateways' own user above all, still can. Raises BadArgument, Refused.
+    """
+    present = read_keys(path)
     pair = keygen()
-    write_private(path, f"{pair.private}\n{present[0]}\n")
+    try:
+        write_private(path, f"{pair.private}\n{present[0]}\n", like=path)
+    except OSError as error:
+        raise Refused(
+            f"{path} can't be replaced by a file of the same owner and mode: {error.strerror}. "
+            "It is as it was; rotate as its owner or as root.",
+            field="KAIXU_VAULT_KEY_FILE",
+        ) from error
     return pair.public
 
 
-async def reseal(place: DatabasePlace, environment: Mapping[str, str]) -> dict[str, Any]:
+@contextlib.contextmanager
+def _alone(path: Path) -> Iterator[int]:
+    """Give the lock on a key file, which a process that inherits it holds too.
+
+    Raises BadArgument, Refused.
+    """
+    beside = path.with_name(path.name + ".lock")
+    try:
+        lock = os.open(beside, os.O_RDWR | os.O_CREAT, 0o600)
+    except OSError as error:
+        raise BadArgument(
+            f"{beside} can't be opened: {error.strerror}.", field="KAIXU_VAULT_KEY_FILE"
+        ) from error
+    try:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise Refused(
+                f"The keys in {path} are being rotated already: wait until that has ended.",
+                code="already_running",
+            ) from None
+        yield lock
+    finally:
+        os.close(lock)
+
+
+async def reseal(
+    place: DatabasePlace, environment: Mapping[str, str], *, lock: int | None = None
+) -> dict[str, Any]:
     """Seal every vendor key to the current vault key; return what became of them.
 
-    Raises BadArgument, DatabaseUnreachable, Refused.
+    `lock`: a descriptor that stays open for as long as something is being sealed, even where this
+    process is killed meanwhile. Raises BadArgument, DatabaseUnreachable, Refused.
     """
     vault = {name: environment[name] for name in VAULT_SETTINGS if environment.get(name)}
     if not vault:
@@ -71,6 +137,7 @@ async def reseal(place: DatabasePlace, environment: Mapping[str, str]) -> dict[s
             sys.executable, "-P", "-m", "gateway.reseal",
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
             env={**reduced(environment), **vault, "KAIXU_DATABASE_URL": url},
+            pass_fds=() if lock is None else (lock,),
         )  # fmt: skip
         try:
             async with asyncio.timeout(RESEAL_SECONDS_MAX):

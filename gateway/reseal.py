@@ -41,7 +41,9 @@ async def reseal(connection: asyncpg.Connection, vault: Vault, *, public: str) -
 
     Raises what asyncpg raises.
     """
-    await connection.execute(_QUERIES["register_public_key"], public)
+    async with connection.transaction():
+        await connection.execute(_QUERIES["lock"])
+        await connection.execute(_QUERIES["register_public_key"], public)
     resealed, unchanged, failed = 0, 0, []
     for row in await connection.fetch(_QUERIES["sealed_vendors"]):
         try:

@@ -1,8 +1,13 @@
 -- Vendor keys, as they are sealed anew.
 
+-- name: lock
+-- Wait for whoever is configuring: what they seal to the key before must be there to be found.
+LOCK TABLE vendors IN SHARE ROW EXCLUSIVE MODE
+
 -- name: register_public_key
--- Let vendor keys be sealed to a gateway key from now on.
-INSERT INTO vault_keys (public_key) VALUES ($1) ON CONFLICT DO NOTHING
+-- Let vendor keys be sealed to a gateway key from now on, one that comes back included.
+INSERT INTO vault_keys (public_key) VALUES ($1)
+ON CONFLICT (public_key) DO UPDATE SET created_at = clock_timestamp()
 
 -- name: sealed_vendors
 -- Every vendor that has a sealed key, removed ones included: their keys are still in dumps.

@@ -7,8 +7,9 @@ LOCK TABLE vendors, aliases IN SHARE ROW EXCLUSIVE MODE
 SELECT public_key FROM vault_keys ORDER BY created_at DESC, public_key LIMIT 1
 
 -- name: add_public_key
--- Register a gateway key; the newest is sealed to.
-INSERT INTO vault_keys (public_key) VALUES ($1) ON CONFLICT DO NOTHING
+-- Register a gateway key; the newest is sealed to, and one that comes back is the newest again.
+INSERT INTO vault_keys (public_key) VALUES ($1)
+ON CONFLICT (public_key) DO UPDATE SET created_at = clock_timestamp()
 
 -- name: public_keys
 -- Every key that vendor keys may be sealed to.

@@ -6,12 +6,16 @@ had when it starts opens its vendors once it can.
 """
 
 import asyncio
+import contextlib
+import os
+import signal
 from pathlib import Path
 from typing import Final
 
 from gateway.vendors.seal import KeyTextInvalid, parse_private
 
 COMMAND_SECONDS_MAX: Final = 10.0
+KILL_SECONDS_MAX: Final = 1.0  # a killed process ends at once, unless the kernel holds it
 KEYS_BYTES_MAX: Final = 64 * 1024
 KEYS_MAX: Final = 2  # the current one, and the previous one while keys rotate
 
@@ -59,28 +63,54 @@ class VaultKeySource:
     async def _run(self) -> bytes:
         name = self._command[0]
         try:
-            process = await asyncio.create_subprocess_exec(
+            transport, answer = await asyncio.get_running_loop().subprocess_exec(
+                _Answer,
                 *self._command,
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=asyncio.subprocess.PIPE,
                 stderr=asyncio.subprocess.DEVNULL,
+                start_new_session=True,  # a group of its own, to end it with all its children
             )
         except OSError as error:
             raise KeysNotRead(f"{name} can't be run: {error.strerror}.") from error
-        assert process.stdout is not None
         try:
             async with asyncio.timeout(COMMAND_SECONDS_MAX):
-                told = await process.stdout.read(KEYS_BYTES_MAX + 1)
-                while len(told) <= KEYS_BYTES_MAX and (more := await process.stdout.read(4096)):
-                    told += more
-                code = await process.wait() if len(told) <= KEYS_BYTES_MAX else 0
+                await answer.is_whole.wait()
         except TimeoutError:
             raise KeysNotRead(f"{name} did not end within {COMMAND_SECONDS_MAX:g} s.") from None
         finally:
-            if process.returncode is None:
-                process.kill()
-                await process.stdout.read()  # a full pipe would keep `wait` waiting
-                await process.wait()
-        if code != 0:
+            if not answer.is_over:
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(transport.get_pid(), signal.SIGKILL)
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(KILL_SECONDS_MAX):
+                        await answer.has_exited.wait()
+            transport.close()  # whoever left the group may hold the pipe for as long as it likes
+        code = transport.get_returncode()
+        if len(answer.told) <= KEYS_BYTES_MAX and code != 0:
             raise KeysNotRead(f"{name} ended with exit code {code}.")
-        return told
+        return bytes(answer.told)
+
+
+class _Answer(asyncio.SubprocessProtocol):
+    """What a command tells: whole once it has ended and nobody holds its pipe, or is too much."""
+
+    def __init__(self) -> None:
+        self.told = bytearray()
+        self.is_whole = asyncio.Event()
+        self.has_exited = asyncio.Event()
+        self.is_over = False
+
+    def pipe_data_received(self, fd: int, data: bytes) -> None:
+        del fd
+        self.told += data[: KEYS_BYTES_MAX + 1 - len(self.told)]
+        if len(self.told) > KEYS_BYTES_MAX:
+            self.is_whole.set()
+
+    def process_exited(self) -> None:
+        self.has_exited.set()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        del exc
+        self.is_over = True
+        self.is_whole.set()

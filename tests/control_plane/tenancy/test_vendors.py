@@ -190,6 +190,16 @@ async def test_without_a_public_key_nothing_is_sealed(owner: asyncpg.Connection)
         await add_vendor(owner, vendor())
 
 
+async def test_a_key_that_is_registered_again_is_the_one_to_seal_to_again(
+    owner: asyncpg.Connection,
+) -> None:
+    await register_public_key(owner, keygen().public)
+    await register_public_key(owner, PAIR.public)
+    await add_vendor(owner, vendor())
+    [opened] = await load_vendors(owner, Vault([PAIR.private]))
+    assert opened.problem is None
+
+
 async def test_a_removed_vendor_leaves_no_key_behind(owner: asyncpg.Connection) -> None:
     await add_vendor(owner, vendor())
     await set_alias(owner, "fast", "openai/gpt-5")

@@ -1,7 +1,13 @@
+import asyncio
+import os
+import signal
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import uvloop
 
 from gateway.vendors import vault_keys
 from gateway.vendors.seal import keygen
@@ -63,3 +69,42 @@ async def test_a_file_or_command_that_is_not_there_is_a_problem(tmp_path: Path) 
     ):
         with pytest.raises(KeysNotRead, match="No such file"):
             await source.read()
+
+
+@pytest.mark.parametrize(
+    "loop", [asyncio.new_event_loop, uvloop.new_event_loop], ids=["asyncio", "uvloop"]
+)
+@pytest.mark.parametrize("leave", ["", "setsid "], ids=["its group", "a group of its own"])
+def test_a_command_whose_child_holds_the_pipe_ends_at_the_deadline(
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    loop: Callable[[], asyncio.AbstractEventLoop],
+    leave: str,
+) -> None:
+    """The child is ended too, unless it has left: then the pipe alone is."""
+    monkeypatch.setattr(vault_keys, "COMMAND_SECONDS_MAX", 0.5)
+    told = tmp_path / "pid"
+    script = f"{leave}sleep 60 & echo $! > {told}; echo {NEW}; wait"
+    source = VaultKeySource(command=("sh", "-c", script))
+
+    async def read() -> None:
+        async with asyncio.timeout(20):
+            with pytest.raises(KeysNotRead, match="did not end"):
+                await source.read()
+
+    with asyncio.Runner(loop_factory=loop) as runner:
+        runner.run(read())
+    child = int(told.read_text())
+    if leave:
+        os.kill(child, signal.SIGKILL)
+        return
+    while runs(child):
+        time.sleep(0.01)
+
+
+def runs(pid: int) -> bool:
+    """Whether a process is there, and not as one that nobody has asked how it ended."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
