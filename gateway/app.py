@@ -25,7 +25,7 @@ from gateway.auth.authenticate import Authenticator
 from gateway.auth.caller import Caller
 from gateway.auth.feed import Feed
 from gateway.auth.feed_connection import FeedLost, mark_ended
-from gateway.auth.recent_changes import VENDORS, Change
+from gateway.auth.recent_changes import Change
 from gateway.auth.token_store import Found, TokenStore
 from gateway.clock import DatabaseClock
 from gateway.connect_guard import ConnectGuard
@@ -158,6 +158,15 @@ class Worker:
             calls_per_org_max=settings.calls_per_org,
         )
         self._tokens = TokenStore(pool)
+        vault = Vault(settings.vault_keys)
+        self._routes = RouteLoader(
+            pool,
+            vault,
+            keys=VaultKeySource(path=settings.vault_key_file, command=settings.vault_key_command),
+            allowed_hosts=settings.vendor_hosts,
+            log=log,
+            on_loaded=self._on_routes_loaded,
+        )
         self._feed = Feed(
             connect=lambda: _connect_feed(settings, context),
             worker_id=self._id,
@@ -169,7 +178,8 @@ class Worker:
             on_changes=self._on_changes,
             on_reset=self._on_reset,
             on_recall=self._on_recall,
-            vendors_hold=lambda: self._routes.is_current,
+            reload_vendors=self._routes.reload,
+            vendors_loaded=lambda: self._routes.loaded_generation,
             on_stale_streams=self._on_stale_streams,
             unshipped_since=self._journal.unshipped_since,
             on_lag=self._metrics.revocation_held,
@@ -181,15 +191,6 @@ class Worker:
             clock=clock,
             applied=lambda: self._feed.applied,
             touched_since=self._feed.touched_since,
-        )
-        vault = Vault(settings.vault_keys)
-        self._routes = RouteLoader(
-            pool,
-            vault,
-            keys=VaultKeySource(path=settings.vault_key_file, command=settings.vault_key_command),
-            allowed_hosts=settings.vendor_hosts,
-            log=log,
-            on_loaded=self._on_routes_loaded,
         )
         self._upstream = UpstreamPool(
             make_dial(*_guarded(settings.vendor_hosts, loop), _tls()), now=loop.time
@@ -419,9 +420,7 @@ class Worker:
         """Apply changes; return how many streams were cut for which."""
         cuts: dict[int, int] = {}
         for change in changes:
-            if change.kind == VENDORS:
-                self._routes.reload()
-            elif change.subject_id is not None:
+            if change.subject_id is not None:
                 self._authenticator.evict(change.kind, change.subject_id)
                 if change.effect == "dead":
                     cuts[change.ordinal] = self._live.cut(change.kind, change.subject_id)
@@ -448,7 +447,6 @@ class Worker:
         await self._pool.expire_connections()  # none may still talk to the one it was
         self._metrics.feed_reset()
         self._log.warning("feed reset")
-        self._routes.reload()
         for token_id in await self._tokens.find_ended(self._live.token_ids()):
             self._live.cut("token", token_id)
         self._journal.reship()

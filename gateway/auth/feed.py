@@ -7,6 +7,10 @@ for, and what was committed before is applied.
 
 A worker knows its place by ordinal and id. If the database no longer has exactly that change, it is
 not the database it was (a restore, a failover): everything remembered is looked up again.
+
+Vendors take a while to load, and no heartbeat waits for that. Each load has a number: a change to
+vendors holds once the load holds that was asked for when it was heard of, or a later one. So does
+all that was committed before a worker began: it may have loaded its vendors earlier.
 """
 
 import asyncio
@@ -51,7 +55,8 @@ class Feed:
         on_changes: Callable[[Sequence[Change]], Mapping[int, int]],
         on_reset: Callable[[], Awaitable[None]],
         on_recall: Callable[[str, str], None],
-        vendors_hold: Callable[[], bool] = lambda: True,
+        reload_vendors: Callable[[], int] = lambda: 0,
+        vendors_loaded: Callable[[], int] = lambda: 0,
         on_stale_streams: Callable[[], None],
         unshipped_since: Callable[[], float | None],
         on_lag: Callable[[float], None] = lambda _seconds: None,
@@ -65,8 +70,10 @@ class Feed:
         - `on_changes(changes)`: applies them, and returns ordinal → streams cut for it, where any.
         - `on_reset()`: forgets everything, in its first step; then looks up what is in use. A
           GatewayError means that it could not, and it is called again.
-        - `vendors_hold()` says whether the last change to vendors that `on_changes` told of holds;
-          where it takes time, `look_again` is called once it does.
+        - `reload_vendors()`: asks for vendors to be loaded again, and returns the load's number,
+          none lower than the one before. Called for changes to vendors, and at a start and a reset.
+        - `vendors_loaded()`: the number up to which loads hold; `look_again` is called when it
+          changes.
         - `on_recall(kind, subject_id)`: blocks of this subject are wanted back.
         - `on_stale_streams()`: the database has been away for so long that open streams must end;
           once an outage.
@@ -87,7 +94,8 @@ class Feed:
         self._on_changes = on_changes
         self._on_reset = on_reset
         self._on_recall = on_recall
-        self._vendors_hold = vendors_hold
+        self._reload_vendors = reload_vendors
+        self._vendors_loaded = vendors_loaded
         self._on_stale_streams = on_stale_streams
         self._unshipped_since = unshipped_since
         self._on_lag = on_lag
@@ -104,7 +112,9 @@ class Feed:
         )
         self._recent = RecentChanges()
         self._unconfirmed: dict[int, int] = {}  # ordinal → streams cut
-        self._not_yet: set[int] = set()  # of these, what waits for `vendors_hold`
+        self._loads: dict[int, int] = {}  # of these, about vendors: ordinal → the load it needs
+        self._first_load = 0  # the load that all before `_unconfirmed` needs
+        self._told = 0  # by the last heartbeat, to be applied
         self._place: tuple[int, str] | None = None  # ordinal and id of the last change applied
         self._owes_reset = False
         self._wake = asyncio.Event()
@@ -114,7 +124,7 @@ class Feed:
 
     @property
     def applied(self) -> int:
-        """Every change up to this ordinal holds in this worker."""
+        """Every change up to this ordinal was applied; one to vendors may still be loading."""
         return 0 if self._place is None else self._place[0]
 
     def lease_holds(self) -> bool:
@@ -177,9 +187,10 @@ class Feed:
             return None
         self._heartbeat_due = loop.time() + self._heartbeat_seconds
         sent = self._clock.boottime()
+        self._told = self._holding
         heartbeat = await connection.heartbeat(
             self._worker,
-            applied=self._holding,
+            applied=self._told,
             unshipped_since=self._unshipped_since(),
         )
         received = self._clock.boottime()
@@ -188,7 +199,8 @@ class Feed:
         self._clock.observe(sent=sent, received=received, database_time=heartbeat.database_time)
         self._on_heartbeat(received - sent)
         if self._place is None:
-            self._start_at(heartbeat.applied, heartbeat.head_id)
+            self._start_at(heartbeat.head, heartbeat.head_id)
+            self._first_load = self._reload_vendors()
         return sent
 
     async def _catch_up(self, connection: FeedConnection) -> None:
@@ -213,26 +225,28 @@ class Feed:
         self._place = page.changes[-1].ordinal, page.last_id
         for change in page.changes:
             self._unconfirmed[change.ordinal] = cuts.get(change.ordinal, 0)
-            if change.kind == VENDORS:
-                self._not_yet.add(change.ordinal)
+        about_vendors = [change.ordinal for change in page.changes if change.kind == VENDORS]
+        if about_vendors:
+            self._loads.update(dict.fromkeys(about_vendors, self._reload_vendors()))
         while len(self._unconfirmed) > UNCONFIRMED_MAX:
             oldest = next(iter(self._unconfirmed))
             del self._unconfirmed[oldest]
-            self._not_yet.discard(oldest)
+            self._first_load = self._loads.pop(oldest, self._first_load)
         self._on_lag(max(0.0, self._clock.latest() - page.oldest_at))
 
     async def _reset(self, page: Page) -> None:
         """Start over at the head of a database that is not the one it was."""
         self._owes_reset = True
-        self._not_yet.clear()
+        self._loads.clear()
         self._unconfirmed.clear()  # their ordinals belong to other changes now
         self._start_at(page.head, page.head_id)
         try:
             await self._on_reset()
         except GatewayError as error:
             raise FeedLost("tokens in use could not be looked up again") from error
+        self._first_load = self._reload_vendors()  # once nothing reads the other database any more
         self._owes_reset = False
-        self._heartbeat_due = 0.0  # whoever waits for a change before the head reads `applied`
+        self._heartbeat_due = 0.0  # what was told is of the other database
 
     def _start_at(self, ordinal: int, change_id: str) -> None:
         self._place = ordinal, change_id
@@ -240,28 +254,32 @@ class Feed:
 
     async def _confirm(self, connection: FeedConnection) -> None:
         """Tell what holds here; what is not told for a lost connection is told on the next."""
-        if self._not_yet and self._vendors_hold():
-            self._not_yet.clear()
+        loaded = self._vendors_loaded()
         told = {
             ordinal: cut
             for ordinal, cut in self._unconfirmed.items()
-            if ordinal not in self._not_yet
+            if self._loads.get(ordinal, loaded) <= loaded
         }
         if told:
             await connection.confirm(self._worker, told)
             for ordinal in told:
                 del self._unconfirmed[ordinal]
+                self._loads.pop(ordinal, None)
+        if self._told == 0 and self._holding > 0:
+            self._heartbeat_due = 0.0  # whoever waits for a change from before the start reads it
 
     def look_again(self) -> None:
-        """Confirm what `vendors_hold` says of by now."""
+        """Confirm what `vendors_loaded` says of by now."""
         self._wake.set()
 
     @property
-    def _holding(self) -> int | None:
-        """The ordinal up to which every change holds, for the heartbeat."""
-        if self._place is None:
-            return None
-        return min(self._not_yet) - 1 if self._not_yet else self._place[0]
+    def _holding(self) -> int:
+        """The ordinal up to which every change holds, for the heartbeat; 0: nothing is known to."""
+        loaded = self._vendors_loaded()
+        if self._place is None or self._owes_reset or self._first_load > loaded:
+            return 0
+        loading = (ordinal for ordinal, load in self._loads.items() if load > loaded)
+        return min(loading, default=self._place[0] + 1) - 1
 
     async def _wait(self) -> None:
         """Wait for a notification, the end of the connection, or the next heartbeat's time."""

@@ -1,21 +1,21 @@
 -- What a worker asks and tells on its feed's own connection.
 
 -- name: heartbeat
--- Tell that this worker lives and how far it is; without `applied` it starts at the head.
+-- Tell that this worker lives and how far it is; learn how far the database is.
 INSERT INTO workers AS worker (
     id, machine, pid, heartbeat_at, lease, offline_stream_grace, applied, unshipped_since
 )
 SELECT
     $1::uuid, $2, $3, clock_timestamp(), make_interval(secs => $4), make_interval(secs => $5),
-    coalesce($6::bigint, head.last), to_timestamp($7::float8)
-FROM change_head AS head
+    $6::bigint, to_timestamp($7::float8)
+FROM change_head
 ON CONFLICT (id) DO UPDATE SET
     heartbeat_at = excluded.heartbeat_at,
     applied = excluded.applied,
     unshipped_since = excluded.unshipped_since
 RETURNING
     extract(epoch FROM worker.heartbeat_at)::float8 AS database_time,
-    worker.applied,
+    (SELECT last FROM change_head) AS head,
     (SELECT last_id FROM change_head) AS head_id,
     worker.ended_at IS NOT NULL AS is_ended
 

@@ -55,12 +55,11 @@ class Worker:
 class Heartbeat:
     """An answered heartbeat.
 
-    `database_time` is Unix seconds. `applied` is what was told, or the head if nothing was;
-    `head_id` is the id of the change at the head.
+    `database_time` is Unix seconds, `head_id` the id of the change at the head.
     """
 
     database_time: float
-    applied: int
+    head: int
     head_id: str
     is_ended: bool
 
@@ -143,7 +142,7 @@ class FeedConnection:
             raise FeedLost("the database closed the connection")
 
     async def heartbeat(
-        self, worker: Worker, *, applied: int | None, unshipped_since: float | None
+        self, worker: Worker, *, applied: int, unshipped_since: float | None
     ) -> Heartbeat:
         """Tell that the worker lives. Raises FeedLost."""
         row = await self._answer(
@@ -162,7 +161,7 @@ class FeedConnection:
             raise FeedLost("the database has no head of its change log")
         return Heartbeat(
             database_time=row["database_time"],
-            applied=row["applied"],
+            head=row["head"],
             head_id=str(row["head_id"]),
             is_ended=row["is_ended"],
         )

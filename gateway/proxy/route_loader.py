@@ -51,7 +51,7 @@ class RouteLoader:
         self._keys = keys or VaultKeySource()
         self._opened: Mapping[str, OpenedVendor] = {}  # by id, those that can be called
         self._lacks_vault_key = False
-        self._is_current = False
+        self._asked = 0  # loads so far
         self._allowed_hosts = allowed_hosts
         self._log = log
         self._on_loaded = on_loaded
@@ -61,6 +61,7 @@ class RouteLoader:
         self._stale = asyncio.Event()
         self._stale.set()
         self.loaded = asyncio.Event()  # at least once
+        self.loaded_generation = 0  # every load up to this number holds
 
     def table(self) -> RoutingTable:
         """Return the table that holds now."""
@@ -71,15 +72,15 @@ class RouteLoader:
         """Whether vendors can't be called because this gateway has no vault key at all."""
         return self._lacks_vault_key and self._vault.is_sealed
 
-    @property
-    def is_current(self) -> bool:
-        """Whether the table has everything that `reload` was called for."""
-        return self._is_current
+    def reload(self) -> int:
+        """Load again: something about vendors or aliases has changed.
 
-    def reload(self) -> None:
-        """Load again: something about vendors or aliases has changed."""
-        self._is_current = False
+        Returns the load's number. The table has what was committed before this call once
+        `loaded_generation` is no less; later calls don't put that off.
+        """
+        self._asked += 1
         self._stale.set()
+        return self._asked
 
     async def run(self) -> None:
         """Load whenever it is due, for ever."""
@@ -109,6 +110,7 @@ class RouteLoader:
 
     async def load(self) -> None:
         """Load the table once. Raises what asyncpg raises."""
+        generation = self._asked  # before the first read: what is asked for later may not be in it
         vendors = await self._load_vendors()
         if any(vendor.lacks_vault_key for vendor in vendors) and await self._read_keys():
             vendors = await self._load_vendors()
@@ -123,7 +125,7 @@ class RouteLoader:
             [_target(vendor) for vendor in vendors if vendor.kind in KINDS],
             {alias.name: (alias.vendor_name, alias.model) for alias in aliases},
         )
-        self._is_current = not self._stale.is_set()
+        self.loaded_generation = generation
         self.loaded.set()
         self._on_loaded()
 

@@ -229,6 +229,14 @@ async def confirmation(connection: asyncpg.Connection, worker: Worker, ordinal: 
     return int(cut)
 
 
+async def told(connection: asyncpg.Connection, worker: Worker, ordinal: int) -> None:
+    """Wait until a worker's heartbeats tell that everything up to exactly this one holds."""
+    ask = "SELECT applied FROM workers, pg_sleep(0.002) WHERE id = $1"
+    async with asyncio.timeout(WAIT_SECONDS):
+        while await connection.fetchval(ask, worker.id) != ordinal:
+            pass
+
+
 async def backend_pids(connection: asyncpg.Connection) -> list[int]:
     rows = await connection.fetch(
         "SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND query LIKE "
@@ -413,9 +421,10 @@ async def test_a_worker_that_starts_begins_at_the_head(
         assert worker.feed.touched_since(head - 1, [("token", token_id)]) is None
         row = await owner.fetchrow("SELECT * FROM workers WHERE id = $1", worker.id)
         assert row
-        assert (row["applied"], row["machine"], row["pid"]) == (head, "here", 4711)
+        assert (row["machine"], row["pid"]) == ("here", 4711)
         assert (row["lease"].total_seconds(), row["ended_at"]) == (15, None)
         assert row["offline_stream_grace"].total_seconds() == 300
+        await told(owner, worker, head)
 
 
 async def test_what_changed_since_a_look_is_known(
@@ -574,13 +583,40 @@ async def test_changes_that_could_not_be_applied_stop_the_worker(
     assert await owner.fetchval("SELECT count(*) FROM confirmations") == 0
 
 
+class Loads:
+    """Loads of vendors, done when a test says so."""
+
+    def __init__(self) -> None:
+        self.asked = self.done = 0
+
+    def reload(self) -> int:
+        self.asked += 1
+        return self.asked
+
+    def worker(self, connect: Connect, **settings: Any) -> Worker:
+        return Worker(
+            connect, reload_vendors=self.reload, vendors_loaded=lambda: self.done, **settings
+        )
+
+    def finish(self, number: int, worker: Worker) -> None:
+        self.done = number
+        worker.feed.look_again()
+
+
+ADD_ALIAS = "INSERT INTO aliases VALUES (gen_random_uuid()::text, 'v', 'm')"
+
+
+async def head_of(connection: asyncpg.Connection) -> int:
+    return int(await connection.fetchval("SELECT last FROM change_head"))
+
+
 async def test_a_change_to_vendors_is_confirmed_once_it_holds(
     connect: Connect, owner: asyncpg.Connection, seed: Any
 ) -> None:
     """Its table takes a while to load; other changes are confirmed meanwhile."""
     _, token_id = await seed.token()
-    holds = False
-    worker = Worker(connect, vendors_hold=lambda: holds)
+    loads = Loads()
+    worker = loads.worker(connect)
 
     async def confirmed() -> set[str]:
         rows = await owner.fetch(
@@ -588,27 +624,108 @@ async def test_a_change_to_vendors_is_confirmed_once_it_holds(
         )
         return {row["kind"] for row in rows}
 
-    async def applied() -> int:
-        ordinal: int = await owner.fetchval("SELECT applied FROM workers WHERE id = $1", worker.id)
-        return ordinal
-
     async with worker.running():
-        before = await owner.fetchval("SELECT last FROM change_head")
-        await owner.execute("INSERT INTO aliases VALUES ('a', 'v', 'm')")
-        await owner.execute("UPDATE tokens SET revoked_at = now()")
-        await worker.applies(token_id)
-        async with asyncio.timeout(WAIT_SECONDS):
-            while await confirmed() != {"token"}:  # noqa: ASYNC110 - in the database
-                await asyncio.sleep(0.01)
+        loads.finish(1, worker)
+        before = await head_of(owner)
+        await owner.execute(ADD_ALIAS)
+        revoked = await revoke(owner, token_id)
+        await confirmation(owner, worker, revoked)
+        await told(owner, worker, before)
         beats = worker.heartbeats
         await worker.until(lambda: worker.heartbeats > beats + 1)
         assert await confirmed() == {"token"}
-        assert await applied() == before, "what is not confirmed is not told to be applied"
-        holds = True
-        worker.feed.look_again()
-        async with asyncio.timeout(WAIT_SECONDS):
-            while await confirmed() != {"token", "vendors"}:  # noqa: ASYNC110 - in the database
-                await asyncio.sleep(0.01)
-        beats = worker.heartbeats
-        await worker.until(lambda: worker.heartbeats > beats + 1)
-        assert await applied() == before + 2
+        await told(owner, worker, before)
+        loads.finish(loads.asked, worker)
+        await confirmation(owner, worker, before + 1)
+        await told(owner, worker, revoked)
+
+
+async def test_changes_to_vendors_that_keep_coming_put_no_confirmation_off(
+    connect: Connect, owner: asyncpg.Connection
+) -> None:
+    """A load holds what was committed before it began, whatever was asked for since."""
+    loads = Loads()
+    worker = loads.worker(connect)
+    async with worker.running():
+        before = await head_of(owner)
+        for number in (2, 3):
+            await owner.execute(ADD_ALIAS)
+            await worker.until(lambda number=number: loads.asked == number)  # type: ignore[misc]
+        loads.finish(2, worker)
+        await confirmation(owner, worker, before + 1)
+        await told(owner, worker, before + 1)
+        assert await owner.fetchval("SELECT count(*) FROM confirmations") == 1
+
+
+async def test_what_was_committed_before_a_start_holds_once_vendors_were_loaded_after_it(
+    connect: Connect, owner: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They may have been loaded before the change; that they are again is told at once."""
+    monkeypatch.setattr("gateway.auth.feed.HEARTBEAT_SECONDS", 10 * WAIT_SECONDS)
+    await owner.execute(ADD_ALIAS)
+    head = await head_of(owner)
+    loads = Loads()
+    worker = loads.worker(connect, lease_seconds=100 * WAIT_SECONDS)
+    async with worker.running():
+        assert loads.asked == 1
+        await told(owner, worker, 0)
+        loads.finish(1, worker)
+        await told(owner, worker, head)
+        assert worker.heartbeats == 2
+
+
+async def test_after_a_reset_nothing_is_told_to_hold_until_vendors_were_loaded_again(
+    connect: Connect, owner: asyncpg.Connection
+) -> None:
+    await owner.execute(ADD_ALIAS)
+    head = await head_of(owner)
+    loads = Loads()
+    worker = loads.worker(connect)
+    async with worker.running():
+        loads.finish(1, worker)
+        await told(owner, worker, head)
+        await owner.execute("UPDATE change_head SET last_id = gen_random_uuid()")
+        await worker.until(lambda: worker.resets == 1)
+        await told(owner, worker, 0)
+        assert loads.asked == 2
+        loads.finish(2, worker)
+        await told(owner, worker, head)
+
+
+async def test_a_reset_that_is_not_done_is_not_told_to_hold(
+    worker: Worker, owner: asyncpg.Connection
+) -> None:
+    await owner.execute(ADD_ALIAS)
+    head = await head_of(owner)
+    await told(owner, worker, head)
+    worker.reset_errors += [DatabaseAway(), DatabaseAway()]
+    seen: list[int] = []
+    on_reset = worker.feed._on_reset
+
+    async def look() -> None:
+        seen.append(await owner.fetchval("SELECT applied FROM workers WHERE id = $1", worker.id))
+        await on_reset()
+
+    worker.feed._on_reset = look
+    await owner.execute("UPDATE change_head SET last_id = gen_random_uuid()")
+    await worker.until(lambda: worker.resets == 3)
+    assert seen == [head, 0, 0]
+    await told(owner, worker, head)
+
+
+async def test_a_change_to_vendors_that_nobody_waits_for_any_more_is_still_not_told_to_hold(
+    connect: Connect, owner: asyncpg.Connection, seed: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gateway.auth.feed.UNCONFIRMED_MAX", 1)
+    _, token_id = await seed.token()
+    loads = Loads()
+    worker = loads.worker(connect)
+    async with worker.running():
+        loads.finish(1, worker)
+        await owner.execute(ADD_ALIAS)
+        await worker.until(lambda: loads.asked == 2)
+        revoked = await revoke(owner, token_id)
+        await worker.applies(token_id)
+        await told(owner, worker, 0)
+        loads.finish(2, worker)
+        await told(owner, worker, revoked)

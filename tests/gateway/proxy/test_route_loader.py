@@ -3,6 +3,7 @@ import uuid
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import asyncpg
 import pytest
@@ -11,7 +12,7 @@ from gateway.connect_guard import check_base_url
 from gateway.log import Log
 from gateway.proxy.route_loader import RouteLoader
 from gateway.vendors.seal import KeyPair, info, keygen, seal
-from gateway.vendors.vault import Vault
+from gateway.vendors.vault import OpenedVendor, Vault, load_vendors
 from gateway.vendors.vault_keys import VaultKeySource
 
 ADD = (
@@ -76,6 +77,30 @@ async def test_vendors_and_aliases_are_loaded_at_the_start_and_when_told(
         rig.loader.reload()
         await rig.loaded.get()
         assert rig.names() == ["one", "two"]
+
+
+async def test_a_load_holds_what_was_asked_for_before_it_began_and_no_more(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reading, go_on = asyncio.Event(), asyncio.Event()
+
+    async def read_slowly(*args: Any, **settings: Any) -> list[OpenedVendor]:
+        vendors = await load_vendors(*args, **settings)
+        reading.set()
+        await go_on.wait()
+        return vendors
+
+    monkeypatch.setattr("gateway.proxy.route_loader.load_vendors", read_slowly)
+    first = rig.loader.reload()
+    async with rig.running():
+        await reading.wait()
+        second = rig.loader.reload()
+        assert rig.loader.loaded_generation < first < second
+        go_on.set()
+        await rig.loaded.get()
+        assert rig.loader.loaded_generation == first
+        await rig.loaded.get()
+        assert rig.loader.loaded_generation == second
 
 
 async def test_a_table_that_can_t_be_loaded_leaves_the_one_before(
