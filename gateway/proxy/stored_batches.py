@@ -1,6 +1,5 @@
 """The requests of a batch, in its own body or in a file's lines: which models they name."""
 
-import contextlib
 import json
 from typing import Any, Final
 
@@ -53,16 +52,14 @@ def models_of_line(line: bytes) -> set[str | None]:
 
     Raises BodyInvalid where the line is no JSON object in UTF-8: others may read it nevertheless.
     """
-    try:
-        text = line.decode()
-    except UnicodeDecodeError as error:
-        raise BodyInvalid(_NO_LINE) from error
-    # What it lacks, or whether it is JSON at all, is seen below.
-    with contextlib.suppress(msgspec.MsgspecError):
-        if _is_plain(line):
+    if _is_plain(line):
+        try:
+            line.decode()
             return {_model(_decode_line(line).body.model)}
+        except (msgspec.MsgspecError, UnicodeDecodeError):
+            pass  # what it lacks, or whether it is JSON at all, is seen below
     try:
-        document = _DECODER.decode(text)
+        document = _DECODER.decode(line.decode())
     except (ValueError, RecursionError) as error:
         raise BodyInvalid(_NO_LINE) from error
     if not isinstance(document, tuple):

@@ -1,13 +1,17 @@
+import json
 import shutil
 import tempfile
+import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import pytest
 
 from tests.journeys.node_sdks import node_with_sdks
-from tests.journeys.product import Product, Simulator
+from tests.journeys.product import VISIBLE_SECONDS_MAX, Product, Simulator, eventually
+
+LOOKS: Final = 12  # on connections that spread over two workers
 
 
 @pytest.fixture(scope="session")
@@ -48,6 +52,23 @@ def more_vendors(product: Product) -> None:
     ):
         more = [*options, "--models", f"{name}*"]
         product.add_vendor(name, kind=kind, base_url=base_url, key=f"key-of-{name}", options=more)
+    # Each worker asks for their models in the background.
+    for path in ("sim-mistral/v1/models", "sim-cohere/v1/models", "sim-ollama/api/tags"):
+        eventually(
+            lambda path=path: all(_lists(product, path) for _ in range(LOOKS)),  # type: ignore[misc]
+            seconds=VISIBLE_SECONDS_MAX,
+            what=f"/{path} lists models, whichever worker is asked",
+        )
+
+
+def _lists(product: Product, path: str) -> bool:
+    """Return whether a list of models has any in it; each question is on a connection anew."""
+    request = urllib.request.Request(  # noqa: S310 - our own
+        f"{product.url}/{path}", headers={"authorization": f"Bearer {product.token}"}
+    )
+    with urllib.request.urlopen(request, timeout=10) as answer:  # noqa: S310 - as above
+        listed = json.load(answer)
+    return bool(listed.get("data") or listed.get("models"))
 
 
 @pytest.fixture(scope="session")

@@ -489,7 +489,7 @@ async def test_every_model_of_a_message_batch_has_to_be_allowed(shop: Shop) -> N
 async def test_every_model_of_a_batchs_file_has_to_be_allowed(shop: Shop) -> None:
     by = replace(shop.ours, models=("gpt-4o",), scopes=frozenset({"calls", "batches"}))
     more = "multipart/form-data; boundary=x"
-    bodies: list[dict[str, Any]] = [{**LINE["body"], "model": "gpt-5"}, {"messages": []}]
+    bodies: tuple[dict[str, Any], ...] = ({**LINE["body"], "model": "gpt-5"}, {"messages": []})
     for body in bodies:
         upload = batch_file(LINE, {**LINE, "body": body})
         refused = await shop.ask(by, "POST", "/v1/files", upload, content_type=more)
