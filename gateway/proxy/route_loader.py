@@ -2,7 +2,8 @@
 
 A table that can't be loaded leaves the one before in place: a database that is away stops no call.
 While vault keys rotate, a vendor's key may be sealed to one that is not here yet: the keys are read
-again, and until they have it, an unchanged vendor is called with the key that was opened before.
+again, beside the loads, and until they have it, an unchanged vendor is called with the key that was
+opened before.
 """
 
 import asyncio
@@ -18,7 +19,7 @@ from gateway.log import Log
 from gateway.proxy.routing import RoutingTable, Target
 from gateway.sql import DATABASE_FAULTS
 from gateway.vendors.registry import KINDS
-from gateway.vendors.vault import OpenedVendor, Vault, load_aliases, load_vendors
+from gateway.vendors.vault import Alias, OpenedVendor, Vault, load_aliases, load_vendors
 from gateway.vendors.vault_keys import KeysNotRead, VaultKeySource
 
 LOAD_SECONDS_MAX: Final = 10.0
@@ -52,6 +53,7 @@ class RouteLoader:
         self._opened: Mapping[str, OpenedVendor] = {}  # by id, those that can be called
         self._lacks_vault_key = False
         self._asked = 0  # loads so far
+        self._key_is_missing = asyncio.Event()  # as a load has just found
         self._allowed_hosts = allowed_hosts
         self._log = log
         self._on_loaded = on_loaded
@@ -83,16 +85,18 @@ class RouteLoader:
         return self._asked
 
     async def run(self) -> None:
-        """Load whenever it is due, for ever."""
+        """Load whenever it is due, and look for a vault key that is missing, for ever."""
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._load_when_stale())
+            tasks.create_task(self._look_for_keys())
+
+    async def _load_when_stale(self) -> None:
         wait = RETRY_SECONDS_MIN
         while True:
-            await self._due()
-            if not self._stale.is_set() and not await self._read_keys():
-                continue
+            await self._stale.wait()
             self._stale.clear()  # before the load: what changes during it is loaded again
             try:
-                async with asyncio.timeout(LOAD_SECONDS_MAX):
-                    await self.load()
+                await self.load()
                 wait = RETRY_SECONDS_MIN
             except DATABASE_FAULTS as error:
                 self._log.warning("vendors not loaded", problem=f"{type(error).__name__}: {error}")
@@ -100,22 +104,42 @@ class RouteLoader:
                 await self._sleep(wait * (0.5 + self._jitter() / 2))
                 wait = min(wait * 2, RETRY_SECONDS_MAX)
 
-    async def _due(self) -> None:
-        """Wait until something has changed, or a missing vault key may be there."""
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(
-                VAULT_KEY_SECONDS if self._lacks_vault_key and self._keys.can_change else None
-            ):
-                await self._stale.wait()
+    async def _look_for_keys(self) -> None:
+        """Read the vault's keys while one is missing: beside the loads, which wait for no command.
+
+        At once where a load finds that it is, then again after a while.
+        """
+        while self._keys.can_change:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(VAULT_KEY_SECONDS if self._lacks_vault_key else None):
+                    await self._key_is_missing.wait()
+            self._key_is_missing.clear()
+            if self._lacks_vault_key and await self._read_keys():
+                self._stale.set()
 
     async def load(self) -> None:
-        """Load the table once. Raises what asyncpg raises."""
+        """Load the table once; only the first waits for a vault key, as no call can go before it.
+
+        Raises what asyncpg raises, TimeoutError.
+        """
         generation = self._asked  # before the first read: what is asked for later may not be in it
-        vendors = await self._load_vendors()
-        if any(vendor.lacks_vault_key for vendor in vendors) and await self._read_keys():
-            vendors = await self._load_vendors()
-        aliases = await load_aliases(self._pool)
-        self._lacks_vault_key = any(vendor.lacks_vault_key for vendor in vendors)
+        vendors, aliases = await self._fetch()
+        is_first = not self.loaded.is_set()
+        if is_first and _lacks_vault_key(vendors) and await self._read_keys():
+            vendors, aliases = await self._fetch()
+        self._publish(vendors, aliases, generation=generation)
+
+    async def _fetch(self) -> tuple[list[OpenedVendor], list[Alias]]:
+        async with asyncio.timeout(LOAD_SECONDS_MAX):
+            vendors = await load_vendors(self._pool, self._vault, allowed_hosts=self._allowed_hosts)
+            return vendors, await load_aliases(self._pool)
+
+    def _publish(
+        self, vendors: list[OpenedVendor], aliases: list[Alias], *, generation: int
+    ) -> None:
+        self._lacks_vault_key = _lacks_vault_key(vendors)
+        if self._lacks_vault_key:
+            self._key_is_missing.set()
         vendors = [self._kept(vendor) for vendor in vendors]
         for vendor in vendors:
             if vendor.problem is not None:
@@ -128,9 +152,6 @@ class RouteLoader:
         self.loaded_generation = generation
         self.loaded.set()
         self._on_loaded()
-
-    async def _load_vendors(self) -> list[OpenedVendor]:
-        return await load_vendors(self._pool, self._vault, allowed_hosts=self._allowed_hosts)
 
     async def _read_keys(self) -> bool:
         """Read the vault's keys again; return whether they are others."""
@@ -157,6 +178,10 @@ class RouteLoader:
             signer=before.signer,
             problem=None,
         )
+
+
+def _lacks_vault_key(vendors: list[OpenedVendor]) -> bool:
+    return any(vendor.lacks_vault_key for vendor in vendors)
 
 
 def _target(vendor: OpenedVendor) -> Target:

@@ -1,4 +1,5 @@
 import asyncio
+import os
 import uuid
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -134,13 +135,15 @@ OLD, NEW = keygen(), keygen()
 VENDOR_KEY = b"a-vendor-key"
 
 
-async def add_sealed(owner: asyncpg.Connection, pair: KeyPair, *, version: int = 1) -> str:
+async def add_sealed(
+    owner: asyncpg.Connection, pair: KeyPair, *, version: int = 1, name: str = "sealed"
+) -> str:
     vendor_id = str(uuid.uuid4())
     sealed = seal(pair.public, info_for(vendor_id, version), VENDOR_KEY)
     await owner.execute(
         "INSERT INTO vendors (id, name, kind, base_url, sealed_key, key_version) "
-        "VALUES ($1, 'sealed', 'openai', 'https://api.example.com/v1', $2, $3)",
-        vendor_id, sealed, version,
+        "VALUES ($1, $4, 'openai', 'https://api.example.com/v1', $2, $3)",
+        vendor_id, sealed, version, name,
     )  # fmt: skip
     return vendor_id
 
@@ -183,18 +186,45 @@ async def test_a_gateway_with_vendors_that_need_no_vault_key_is_not_sealed(
     assert not rig.loader.is_sealed
 
 
-async def test_a_key_sealed_anew_is_opened_with_what_the_file_has_by_then(
+async def test_a_key_sealed_to_another_is_opened_with_what_the_file_has_by_then(
     rig: Rig, owner: asyncpg.Connection, tmp_path: Path
 ) -> None:
     path = tmp_path / "vault.key"
     with_keys(rig, path, OLD)
     vendor_id = await add_sealed(owner, OLD)
-    await rig.loader.load()
-    with_keys(rig, path, NEW, OLD)
-    resealed = seal(NEW.public, info_for(vendor_id, 1), VENDOR_KEY)
-    await owner.execute("UPDATE vendors SET sealed_key = $1", resealed)
-    await rig.loader.load()
-    assert problems(rig) == [None]
+    async with rig.running():
+        await rig.loaded.get()
+        with_keys(rig, path, NEW, OLD)
+        rotated = seal(NEW.public, info_for(vendor_id, 2), b"another-key")
+        await owner.execute("UPDATE vendors SET sealed_key = $1, key_version = 2", rotated)
+        rig.loader.reload()
+        for _ in ("as it can be without the key", "with it"):
+            await rig.loaded.get()
+    [target] = rig.loader.table().targets
+    assert (target.key, target.problem) == (b"another-key", None)
+
+
+async def test_a_command_that_hangs_keeps_no_change_of_vendors_waiting(
+    rig: Rig, owner: asyncpg.Connection, tmp_path: Path
+) -> None:
+    with_keys(rig, tmp_path / "vault.key", OLD)
+    await add_sealed(owner, OLD)
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    async with rig.running():
+        await rig.loaded.get()
+        rig.loader._keys = VaultKeySource(command=("cat", str(pipe)))
+        await add_sealed(owner, NEW, name="lacks its vault key")
+        rig.loader.reload()
+        await rig.loaded.get()
+        await owner.execute(ADD, "two", "openai", True, b"")
+        rig.loader.reload()
+        await rig.loaded.get()
+        assert rig.names() == ["sealed", "lacks its vault key", "two"]
+        assert [problem is None for problem in problems(rig)] == [True, False, True]
+        await asyncio.to_thread(pipe.write_text, f"{NEW.private}\n{OLD.private}\n")
+        await rig.loaded.get()
+        assert problems(rig) == [None, None, None]
 
 
 async def test_until_the_new_vault_key_is_here_the_same_vendor_key_is_used(
