@@ -6,12 +6,14 @@ from collections.abc import Callable
 
 import pytest
 
+from gateway.proxy import calls
 from gateway.proxy.call_record import CallRecord
 from gateway.proxy.held_relay import HeldRelay
-from gateway.proxy.relay import Outcome
+from gateway.proxy.relay import Outcome, Relay
 from gateway.proxy.stored_pages import Page
-from tests.gateway.proxy.rig import DEADLINE_SECONDS, Rig
-from tests.gateway.proxy.test_calls import CHAT, answers, plain
+from gateway.proxy.upstream import Reply, UpstreamConnection
+from tests.gateway.proxy.rig import DEADLINE_SECONDS, Rig, Units
+from tests.gateway.proxy.test_calls import CHAT, answers, never_answers, plain
 
 PATH = "/v1/chat/completions"
 WHOLE = {**CHAT, "stream": False}
@@ -68,6 +70,52 @@ async def test_a_call_that_ends_as_its_held_answer_is_whole_has_a_row(
             await cancelled.wait()
         row = await rig.lines.row()
     assert row["status"] == "client_closed"
+
+
+@pytest.mark.parametrize(
+    "where",
+    [(calls, "request_head"), (CallRecord, "open"), (Relay, "__init__"), (Units, "take")],
+    ids=["head", "record", "relay", "units"],
+)
+async def test_a_defect_before_anything_was_sent_gives_back_what_was_taken(
+    rig: Rig,
+    monkeypatch: pytest.MonkeyPatch,
+    failure: RuntimeError,
+    fails: Callable[..., None],
+    where: tuple[object, str],
+) -> None:
+    before = rig.units.left
+    with monkeypatch.context() as patched:
+        patched.setattr(*where, fails)
+        for _ in range(3):
+            answer = await rig.ask(PATH, WHOLE)
+            assert (answer.status, answer.headers["x-kaixu-reason"]) == (500, "internal")
+    assert rig.defects == [failure] * 3
+    rig.defects.clear()
+    assert (rig.units.left, rig.permits.out, rig.lines.opened) == (before, [], {})
+    rig.vendor.script = answers(plain(200, {"a": 1}))
+    assert (await rig.ask(PATH, WHOLE)).status == 200
+    assert rig.vendor.connections == 1, "the connection was there for the next one"
+
+
+async def test_a_request_that_could_not_be_written_has_a_row(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch, failure: RuntimeError
+) -> None:
+    send = UpstreamConnection.send
+
+    def fails(self: UpstreamConnection, reply: Reply, data: bytes, body: bytes) -> None:
+        send(self, reply, data, body)
+        raise failure
+
+    rig.vendor.script = never_answers
+    with monkeypatch.context() as patched:
+        patched.setattr(UpstreamConnection, "send", fails)
+        answer = await rig.ask(PATH, WHOLE)
+    assert (answer.status, answer.headers["x-kaixu-reason"]) == (500, "internal")
+    row = await rig.lines.row()
+    assert (row["status"], row["reason"]) == ("interrupted", "internal")
+    assert rig.defects == [failure]
+    rig.defects.clear()
 
 
 async def test_a_row_that_could_not_be_made_leaves_the_record_open_for_another(
