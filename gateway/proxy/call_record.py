@@ -189,9 +189,9 @@ class CallRecord:
         """Write the whole row, once; a second call changes nothing."""
         if self.closed:
             return
-        self.closed = True
         keeper = self._keeper
         row = self._row(status, usage, reason, bytes_up=bytes_up, bytes_down=bytes_down)
+        self.closed = True  # a row that can't be made of this leaves it open for another
         keeper.log.close_call(self._id, row)
         first = self._first_byte_at
         keeper.on_closed(

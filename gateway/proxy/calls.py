@@ -386,20 +386,17 @@ class Calls:
             if self._credential_ready is not None and request.target.signer is not None:
                 await self._credential_ready(request.target)
             connection = await self._connection(request.target, fresh=attempt > 1)
-            blocks = self._allowances.take(limits) if limits else ()
-            while blocks is None:
-                if attempt > 1:
-                    self._pool.put_back(connection)
-                    raise VendorBroke
-                try:
-                    await self._allowances.refill(limits)
-                except BaseException:
-                    self._pool.put_back(connection)
-                    raise
-                if not connection.is_open:
-                    connection = await self._connection(request.target, fresh=False)
-                blocks = self._allowances.take(limits)
-            attempt_id = call.id if attempt == 1 else self._new_id()
+            try:
+                attempt_id = call.id if attempt == 1 else self._new_id()
+                blocks = self._allowances.take(limits) if limits else ()
+                while blocks is None:
+                    await self._refill(limits, attempt=attempt)
+                    if not connection.is_open:
+                        connection = await self._connection(request.target, fresh=False)
+                    blocks = self._allowances.take(limits)
+            except BaseException:
+                self._pool.put_back(connection)
+                raise
             relay = self._send(
                 call,
                 request,
@@ -421,6 +418,19 @@ class Calls:
                 raise relay.error or VendorBroke()
             previous = attempt_id
         raise VendorBroke
+
+    async def _refill(self, limits: Limits, *, attempt: int) -> None:
+        """Return when it is worth taking units; a second attempt waits for none."""
+        if attempt > 1:
+            raise VendorBroke
+        await self._allowances.refill(limits)
+
+    def _check_admitted(self, call: Call) -> None:
+        """Raise what keeps a call from going out by now."""
+        if call.cut_by is not None:  # between two attempts, when there was nothing to cut
+            raise call.cut_by
+        if not self._lease_holds():
+            raise DatabaseAway
 
     async def _connection(self, target: Target, *, fresh: bool) -> UpstreamConnection:
         origin = Origin.of(target)
@@ -447,28 +457,25 @@ class Calls:
     ) -> Relay:
         """Open the record and write to the vendor. Nothing waits in here: it is one step."""
         exchange = call.exchange
-        record = CallRecord(self._records)
-        stored = self._stored.watch(request, caller=call.caller, call_id=call.id)
-        relay = relay_class(stored)(
-            exchange=exchange,
-            record=record,
-            endpoint=request.endpoint,
-            target=request.target,
-            call_id=call.id,
-            stream=request.stream,
-            take_usage_out=request.sent.asked_usage,
-            bytes_up=len(request.sent.body),
-            on_answer=request.sent.forget,
-            may_retry=connection.reused and attempt < ATTEMPTS_MAX,
-            times=self._times,
-            loop=self._loop,
-            stored=stored,
-        )
         try:
-            if call.cut_by is not None:  # between two attempts, when there was nothing to cut
-                raise call.cut_by
-            if not self._lease_holds():
-                raise DatabaseAway
+            record = CallRecord(self._records)
+            stored = self._stored.watch(request, caller=call.caller, call_id=call.id)
+            relay = relay_class(stored)(
+                exchange=exchange,
+                record=record,
+                endpoint=request.endpoint,
+                target=request.target,
+                call_id=call.id,
+                stream=request.stream,
+                take_usage_out=request.sent.asked_usage,
+                bytes_up=len(request.sent.body),
+                on_answer=request.sent.forget,
+                may_retry=connection.reused and attempt < ATTEMPTS_MAX,
+                times=self._times,
+                loop=self._loop,
+                stored=stored,
+            )
+            self._check_admitted(call)
             head = request_head(exchange, request, now=self._wall_clock())
             record.open(
                 attempt_id=attempt_id,
@@ -484,12 +491,15 @@ class Calls:
                 block_ids=blocks,
                 started=call.started,
             )
-        except GatewayError:
+        except BaseException:  # a defect too: nothing was sent
             self._allowances.put_back(limits, blocks)
             self._pool.put_back(connection)
             raise
         call.relay = relay
-        relay.dispatch(connection, head, request.sent.body)
+        try:
+            relay.dispatch(connection, head, request.sent.body)
+        except Exception as error:  # noqa: BLE001 - whoever waits for this call hears of it
+            relay.on_defect(error)
         return relay
 
     async def _outcome(self, call: Call, relay: Relay) -> Outcome:

@@ -55,11 +55,26 @@ class HeldRelay(Relay):
             return
         self._done(Outcome.HELD)
 
+    def on_client_gone(self) -> None:
+        """Nobody passes the answer on any more, whether it is whole or not."""
+        if self._held is not None and self.outcome.done():
+            self._close(Status.CLIENT_CLOSED, complete=True)
+            return
+        super().on_client_gone()
+
     async def answer(self, edit: Edit) -> None:
         """Pass the answer on as `edit` leaves it. Raises GatewayError where that can't be told.
 
-        `edit` raises PageUnreadable where the answer is not what it should be.
+        `edit` raises PageUnreadable where the answer is not what it should be. Whatever else it
+        raises is raised on; the record is closed in any case.
         """
+        try:
+            await self._answer(edit)
+        except Exception as error:
+            self._interrupt(error)
+            raise
+
+    async def _answer(self, edit: Edit) -> None:
         assert self._held is not None
         try:
             text = await edit(self._opened(bytes(self._held)))

@@ -311,6 +311,13 @@ class Relay:
                 {"message": "A call failed after its end", "exception": error}
             )
             return
+        self._interrupt(error)
+        self._abort_vendor()
+        self._leave()
+        self.outcome.set_exception(error)
+
+    def _interrupt(self, error: Exception) -> None:
+        """Close the record of a call that our own code failed, if it is still open."""
         try:
             self._close(Status.INTERRUPTED, complete=False, reason=GatewayError.reason)
         except Exception as second:  # noqa: BLE001 - the meter may be what failed: do without it
@@ -322,9 +329,6 @@ class Relay:
                 bytes_up=self._bytes_up,
                 bytes_down=self._bytes_down,
             )
-        self._abort_vendor()
-        self._leave()
-        self.outcome.set_exception(error)
 
     # Sink: what becomes of the client
 
