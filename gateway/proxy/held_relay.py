@@ -25,6 +25,7 @@ class HeldRelay(Relay):
     """The answer to one attempt, passed on whole and edited."""
 
     _held: bytearray | None = None
+    _cut_by: tuple[Status, GatewayError] | None = None  # since it is whole
 
     def _begin(self, headers: Headers, *, length: int | None = None) -> None:
         if self._status < STATUS_ERROR_MIN and length is None:
@@ -62,6 +63,13 @@ class HeldRelay(Relay):
             return
         super().on_client_gone()
 
+    def cut(self, status: Status, error: GatewayError) -> None:
+        """End the answer now; one that is whole is not passed on any more."""
+        if self._held is not None and self.outcome.done():
+            self._cut_by = self._cut_by or (status, error)
+            return
+        super().cut(status, error)
+
     async def answer(self, edit: Edit) -> None:
         """Pass the answer on as `edit` leaves it. Raises GatewayError where that can't be told.
 
@@ -76,6 +84,10 @@ class HeldRelay(Relay):
 
     async def _answer(self, edit: Edit) -> None:
         assert self._held is not None
+        if self._cut_by is not None:
+            status, error = self._cut_by
+            self._close(status, complete=True, reason=error.reason)
+            raise error
         try:
             text = await edit(self._opened(bytes(self._held)))
         except (PageUnreadable, DecodingStopped) as error:

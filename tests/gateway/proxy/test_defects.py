@@ -72,6 +72,23 @@ async def test_a_call_that_ends_as_its_held_answer_is_whole_has_a_row(
     assert row["status"] == "client_closed"
 
 
+async def test_a_held_answer_is_not_passed_on_if_its_token_is_revoked_as_it_is_whole(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done = HeldRelay._done
+
+    def revokes(self: HeldRelay, outcome: Outcome) -> None:
+        done(self, outcome)
+        assert rig.live.cut("token", "token-1") == 1
+
+    monkeypatch.setattr(HeldRelay, "_done", revokes)
+    rig.vendor.script = answers(LIST)
+    answer = await rig.ask("/v1/files", method="GET")
+    assert (answer.status, answer.headers["x-kaixu-reason"]) == (401, "token_revoked")
+    row = await rig.lines.row()
+    assert (row["status"], row["reason"]) == ("revoked", "token_revoked")
+
+
 @pytest.mark.parametrize(
     "where",
     [(calls, "request_head"), (CallRecord, "open"), (Relay, "__init__"), (Units, "take")],

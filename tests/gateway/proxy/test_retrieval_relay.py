@@ -56,14 +56,17 @@ async def left(rig: Rig, first: bytes, rest: bytes, *, breaks: bool = False) -> 
     yield
 
 
-@pytest.mark.parametrize("last", [END, END + b"data: more\n\n"])
+@pytest.mark.parametrize(
+    "last", [chunk(END), chunk(END + b"data: more\n\n"), chunk(END) + b"0\r\n\r\n"]
+)
 async def test_a_stream_that_was_left_is_metered_by_its_last_event(rig: Rig, last: bytes) -> None:
-    async with left(rig, EVENTS + chunk(TEXT), chunk(last)):
+    async with left(rig, EVENTS + chunk(TEXT), last):
         row = await rig.lines.row()
     assert (row["status"], row["usage_source"]) == ("client_closed", "vendor")
     assert (row["output_tokens"], row["metered_object"]) == (4, "resp_1")
     assert row["bytes_down"] == len(TEXT)
-    await asyncio.wait_for(rig.vendor.closed.wait(), DEADLINE_SECONDS)
+    if not last.endswith(b"\r\n0\r\n\r\n"):
+        await asyncio.wait_for(rig.vendor.closed.wait(), DEADLINE_SECONDS)
 
 
 async def test_an_answer_in_one_piece_that_was_left_is_metered_at_its_end(rig: Rig) -> None:
@@ -108,3 +111,30 @@ async def test_who_leaves_before_an_answer_begins_has_had_nothing(rig: Rig) -> N
         row = await rig.lines.row()
     assert (row["status"], row["usage_source"]) == ("client_closed", "none")
     await asyncio.wait_for(rig.vendor.closed.wait(), DEADLINE_SECONDS)
+
+
+@pytest.mark.parametrize("end", ["broken", "revoked", "revoked_between"])
+async def test_who_stays_is_told_how_an_answer_ended(rig: Rig, end: str) -> None:
+    made = [Stored("resp_1", Kind.RESPONSE)]
+    rig.owned.note(made, caller=rig.caller, vendor_id=rig.targets[0].vendor_id, call_id="c")
+    go_on = asyncio.Event()
+
+    async def script(_: bytes, __: bytes, writer: asyncio.StreamWriter) -> None:
+        writer.write(EVENTS + chunk(TEXT if end != "revoked_between" else TEXT[:-2]))
+        await writer.drain()
+        await go_on.wait()
+        if end == "broken":
+            writer.transport.abort()
+        raise StayOpen
+
+    rig.vendor.script = script
+    async with rig.client() as client:
+        client.send(rig.request("/v1/responses/resp_1?stream=true", method="GET"))
+        await client.until(b"all of it")
+        if end != "broken":
+            rig.live.cut("token", rig.caller.token_id, TokenRevoked)
+        go_on.set()
+        assert b'"error"' in await client.until(b"0\r\n\r\n")
+    row = await rig.lines.row()
+    assert row["status"] == ("vendor_broke" if end == "broken" else "revoked")
+    assert row["usage_source"] == "none"
