@@ -231,7 +231,7 @@ def _ids_named(name: str, value: Any, members: tuple[Any, ...]) -> Iterator[str]
         if isinstance(value, str) and not _is_foreign(value):
             opened = unquote(value).lower()
             plain = _FILE_URI.fullmatch(value)
-            if plain or _FILES_API in opened or "files/" in opened:
+            if plain or _FILES_API in opened or opened.lstrip("/").startswith("files/"):
                 yield plain[1] if plain else value
     elif (
         name in _REFERENCES
