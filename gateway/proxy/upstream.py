@@ -19,7 +19,7 @@ import httptools
 from gateway.errors import VendorTimeout, VendorUnreachable
 from gateway.limits import (
     CONNECT_SECONDS_MAX,
-    READ_AT_ONCE_BYTES,
+    READ_BUFFER_BYTES,
     RESPONSE_HEAD_BYTES_MAX,
     RESPONSE_HEADERS_MAX,
     WRITE_BUFFER_BYTES_MAX,
@@ -89,12 +89,23 @@ class Dial(Protocol):
         """Return the connected protocol. Raises OSError."""
 
 
-class UpstreamConnection(asyncio.Protocol):
-    """One connection to a vendor."""
+class UpstreamConnection(asyncio.BufferedProtocol):
+    """One connection to a vendor.
 
-    def __init__(self, release: Callable[["UpstreamConnection"], None]) -> None:
-        """`release` takes the connection back into its pool."""
+    Reads into a buffer that it is given, so that a read is as long as that, and a client that is
+    behind has no more waiting for it than the mark and one such read.
+    """
+
+    def __init__(
+        self, release: Callable[["UpstreamConnection"], None], *, buffer: bytearray
+    ) -> None:
+        """`release` takes the connection back into its pool.
+
+        `buffer` is shared by all connections of a loop: what a read brings is copied from it in the
+        step in which it comes.
+        """
         self._release = release
+        self._buffer = memoryview(buffer)
         self.transport: asyncio.Transport | None = None
         self.reused = False
         self.paused = False
@@ -166,6 +177,14 @@ class UpstreamConnection(asyncio.Protocol):
         self.transport = cast("asyncio.Transport", transport)
         self.transport.set_write_buffer_limits(high=WRITE_BUFFER_BYTES_MAX)
 
+    def get_buffer(self, sizehint: int) -> memoryview:  # noqa: ARG002 - asyncio's name
+        """Return where the next read goes."""
+        return self._buffer
+
+    def buffer_updated(self, nbytes: int) -> None:
+        """Take what a read has brought."""
+        self.data_received(bytes(self._buffer[:nbytes]))
+
     def data_received(self, data: bytes) -> None:
         """Parse one read and hand it on."""
         reply = self._reply
@@ -173,7 +192,7 @@ class UpstreamConnection(asyncio.Protocol):
             self.abort()
             return
         self._any_byte = True
-        if len(data) >= READ_AT_ONCE_BYTES:
+        if len(data) >= READ_BUFFER_BYTES:
             self._let_others_read()
         if not self._head_done:
             self._head_bytes += len(data)
@@ -346,6 +365,7 @@ class UpstreamPool:
         self._dial = dial
         self._now = now
         self._idle: dict[Origin, deque[UpstreamConnection]] = {}
+        self._buffer = bytearray(READ_BUFFER_BYTES)
 
     def take_idle(self, origin: Origin) -> UpstreamConnection | None:
         """Return a warm connection, or None."""
@@ -369,7 +389,9 @@ class UpstreamPool:
 
         try:
             async with asyncio.timeout(CONNECT_SECONDS_MAX):
-                connection = await self._dial(origin, lambda: UpstreamConnection(release))
+                connection = await self._dial(
+                    origin, lambda: UpstreamConnection(release, buffer=self._buffer)
+                )
         except TimeoutError as error:
             raise VendorTimeout from error
         except OSError as error:
