@@ -25,15 +25,15 @@ def read(path: str, method: bytes = b"POST") -> Match:
          "/openai/deployments/gpt-4o/embeddings"),
         ("/v1/deployments/gpt-4o/completions", "completions", None, "gpt-4o",
          "/openai/deployments/gpt-4o/completions"),
-        ("/work/v1/deployments/a.b/chat/completions", "chat.completions", "work", "a.b",
+        ("/acme/v1/deployments/a.b/chat/completions", "chat.completions", "acme", "a.b",
          "/openai/deployments/a.b/chat/completions"),
-        ("/work/openai/deployments/a/images/generations", "images.generations", "work", "a",
+        ("/acme/openai/deployments/a/images/generations", "images.generations", "acme", "a",
          "/openai/deployments/a/images/generations"),
         ("/openai/responses", "responses", None, None, None),
-        ("/work/openai/v1/responses", "responses", "work", None, "/openai/v1/responses"),
-        ("/work/openai/v1/chat/completions", "chat.completions", "work", None,
+        ("/acme/openai/v1/responses", "responses", "acme", None, "/openai/v1/responses"),
+        ("/acme/openai/v1/chat/completions", "chat.completions", "acme", None,
          "/openai/v1/chat/completions"),
-        ("/work/models/chat/completions", "chat.completions", "work", None,
+        ("/acme/models/chat/completions", "chat.completions", "acme", None,
          "/models/chat/completions"),
         (f"/model/{CLAUDE}/invoke", "bedrock.invoke", None, CLAUDE, None),
         (f"/model/{CLAUDE.replace(':', '%3A')}/invoke-with-response-stream",
@@ -105,7 +105,7 @@ def test_an_alias_takes_the_models_place_in_the_path(path: str, model: str, ther
         "/openai/deployments/gpt-4o/files",
         "/openai/deployments/gpt-4o",
         "/openai/files",
-        "/work/openai/files",
+        "/acme/openai/files",
         "/model/m/async-invoke",
         "/model/m",
         "/model/a/b/invoke",
@@ -114,7 +114,7 @@ def test_an_alias_takes_the_models_place_in_the_path(path: str, model: str, ther
         f"{PLACE}/cachedContents",
         f"{PLACE}/publishers/anthropic/models/count-tokens:streamRawPredict/x",
         "/v2/projects/p/locations/l/publishers/google/models/m:generateContent",
-        "/Work/model/m/invoke",
+        "/Acme/model/m/invoke",
     ],
 )
 def test_what_is_not_in_the_table_is_not_served(path: str) -> None:
@@ -146,7 +146,7 @@ def test_only_posts_are_served() -> None:
     with pytest.raises(MethodNotAllowed) as refused:
         read("/model/m/invoke", b"GET")
     assert refused.value.headers == {"allow": "POST"}
-    assert read("/work/openai/v1/models", b"GET").endpoint.is_own
+    assert read("/acme/openai/v1/models", b"GET").endpoint.is_own
 
 
 @pytest.mark.parametrize(
