@@ -26,6 +26,7 @@ STREAM_TOTAL_SECONDS_MAX: Final = 24 * 3600.0  # no stream outlives it
 
 PIPELINED_REQUESTS_MAX: Final = 32  # waiting on one connection; one more is a 400
 WRITE_BUFFER_BYTES_MAX: Final = 64 * 1024  # per stream, then reading from the vendor pauses
+UNSENT_BYTES_MAX: Final = 128 * 1024  # in the kernel for a client who reads nothing; else 4 MB
 READ_BUFFER_BYTES: Final = 64 * 1024  # of one read from a vendor
 READ_AT_ONCE_BYTES: Final = 128 * 1024  # from one connection, before the others have their turn
 CONNECTIONS_PER_WORKER_MAX: Final = 16_384

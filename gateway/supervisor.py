@@ -26,6 +26,7 @@ import msgspec
 import orjson
 
 from gateway import ops
+from gateway.limits import UNSENT_BYTES_MAX
 from gateway.log import Log
 from gateway.metrics import MachineMetrics, Series
 from gateway.worker_link import (
@@ -392,6 +393,8 @@ async def open_listeners(host: str, port: int, number: int) -> list[socket.socke
             listener = stack.enter_context(socket.socket(family, socket.SOCK_STREAM))
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            # Its connections inherit it. What is on its way to a client who reads is not counted.
+            listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, UNSENT_BYTES_MAX)
             if listeners:
                 address = (address[0], listeners[0].getsockname()[1])
             listener.bind(address)

@@ -1,15 +1,19 @@
-"""nginx and HAProxy in front of a gateway, each telling by its log what it has passed on."""
+"""nginx and HAProxy in front of a gateway, each telling by its log what it has passed on.
+
+Each gives every request an id of its own, which the gateway sees and which stands in its log.
+"""
 
 import asyncio
 import shutil
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
 START_SECONDS_MAX: Final = 10.0
+FRONT_ID_HEADER: Final = "X-Front-Id"
 
 # All that makes them pass more on than they would: the gateway has to cope with it.
 _NGINX: Final = """
@@ -20,7 +24,7 @@ pid {folder}/nginx.pid;
 error_log {folder}/error.log crit;
 events {{ worker_connections 2048; }}
 http {{
-    log_format passed '$upstream_bytes_sent $upstream_status $status';
+    log_format passed '$request_id $upstream_bytes_sent $upstream_status $status $http_x_fuzz_id';
     access_log {folder}/passed.log passed;
     client_body_temp_path {folder}/bodies;
     proxy_temp_path {folder}/answers;
@@ -41,6 +45,7 @@ http {{
             proxy_http_version 1.1;
             proxy_set_header Host $http_host;
             proxy_set_header Connection "";
+            proxy_set_header {id_header} $request_id;
             proxy_request_buffering {buffering};
             proxy_next_upstream off;
             proxy_read_timeout 2s;
@@ -64,13 +69,57 @@ defaults
 frontend clients
     bind 127.0.0.1:{port}
     option accept-invalid-http-request
+    unique-id-format %[uuid]
+    unique-id-header {id_header}
+    http-request capture req.hdr(x-fuzz-id) len 64
     log global
-    log-format "%s %ts %ST"
+    log-format "%ID %s %ts %Tc %ST %hr"
     default_backend gateway
 backend gateway
     server gateway 127.0.0.1:{gateway}
 """
 FRONTS: Final = ("nginx", "haproxy")
+
+
+@dataclass(kw_only=True)
+class FrontLog:
+    """A proxy's log, by the ids that it gave; `read` reads on from where it was."""
+
+    path: Path
+    is_passed_on: Callable[[list[bytes]], bool]  # of a line's words
+    lines: dict[str, bytes] = field(default_factory=dict)
+    passed_on: set[str] = field(default_factory=set)  # of these something went to the gateway
+    _read_bytes: int = 0
+
+    def read(self) -> None:
+        """Take in the requests that were told of since the last time."""
+        with self.path.open("rb") as log:
+            log.seek(self._read_bytes)
+            for line in log:
+                if not line.endswith(b"\n"):  # it is being written
+                    break
+                self._read_bytes += len(line)
+                words = line.split()
+                front_id = words[0].decode()
+                self.lines[front_id] = line.strip()
+                if self.is_passed_on(words):
+                    self.passed_on.add(front_id)
+
+
+def _nginx_passed_on(words: list[bytes]) -> bool:
+    _, bytes_sent, *_ = words
+    return bytes_sent.isdigit() and int(bytes_sent) > 0
+
+
+def _haproxy_passed_on(words: list[bytes]) -> bool:
+    """Read the state of the session: its second letter says in which state the request was.
+
+    In R, Q and C nothing was sent. HAProxy tells H from the moment that it dials: where the body
+    turns out to be broken before the gateway's side has answered, it takes its connection back and
+    has sent nothing either. The time that the connection took is -1 then.
+    """
+    _, server, state, connected_ms, *_ = words
+    return server == b"gateway" and state[1:2] not in b"RQC" and connected_ms != b"-1"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,19 +128,8 @@ class Front:
 
     name: str
     port: int
-    log: Path
+    log: FrontLog
     process: asyncio.subprocess.Process
-
-    def passed_on(self) -> int:
-        """Return how many requests it has sent to the gateway so far."""
-        with self.log.open("rb") as lines:
-            return sum(self._is_passed(line.split()) for line in lines)
-
-    def _is_passed(self, words: list[bytes]) -> bool:
-        if self.name == "nginx":
-            return words[0].isdigit() and int(words[0]) > 0
-        # The second letter: in which state the request was; in these nothing was sent.
-        return words[0] == b"gateway" and words[1][1:2] not in (b"R", b"Q", b"C")
 
 
 def installed(name: str) -> str | None:
@@ -114,14 +152,18 @@ async def front(
             folder=folder,
             port=port,
             gateway=gateway_port,
+            id_header=FRONT_ID_HEADER,
             buffering="on" if buffering else "off",
         )
     )
-    log = folder / "passed.log"
+    log = FrontLog(
+        path=folder / "passed.log",
+        is_passed_on=_nginx_passed_on if name == "nginx" else _haproxy_passed_on,
+    )
     arguments = ["-c", str(config)] if name == "nginx" else ["-db", "-f", str(config)]
     if name == "nginx":
         arguments += ["-p", str(folder), "-e", str(folder / "error.log")]
-    with log.open("ab") as out, (folder / "stderr").open("wb") as errors:
+    with log.path.open("ab") as out, (folder / "stderr").open("wb") as errors:
         process = await asyncio.create_subprocess_exec(
             program, *arguments, stdout=out, stderr=errors
         )

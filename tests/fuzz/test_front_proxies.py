@@ -1,7 +1,9 @@
 """Mutated requests through nginx and HAProxy: both sides see the same requests, or one smuggles.
 
-`make fuzz` runs the long form. A failure names the numbers of its attempts; `attempt(SEED, number)`
-makes each again.
+The proxy gives each request an id, and both sides tell theirs: each one that was passed on has to
+be taken once, and no other. `make fuzz` runs the long form. A failure tells each request in which
+the two differ, with the line of the proxy's log, which ends with the number of the attempt and of
+the request in it; `attempt(SEED, number)` makes it again.
 """
 
 import asyncio
@@ -14,17 +16,16 @@ from typing import Final
 
 import pytest
 
-from gateway.errors import GatewayError
-from gateway.proxy.exchange import Exchange
 from tests.conftest import required
 from tests.fuzz.fronts import FRONTS, Front, front, installed
 from tests.fuzz.mutations import ID_HEADER, Attempt, attempt, is_whole
+from tests.fuzz.taken import Taken, WatchedConnection, differences
 from tests.gateway.proxy.rig import Rig, open_rig
 
 SEED: Final = "kaixu"
 SHORT: Final = 500  # through each proxy
 LONG: Final = 50_000
-BATCH: Final = 500  # compared at once; what is wrong in it is then looked for one by one
+BATCH: Final = 500  # sent before both sides are compared
 AT_ONCE: Final = 48
 SILENCE_SECONDS_MAX: Final = 4.0  # of an answer; the proxies give up on a request before
 SETTLE_SECONDS_MAX: Final = 30.0  # the proxies wait for the rest of a request, and for answers
@@ -34,23 +35,17 @@ _ID_LINE: Final = re.compile(rb"\r\n" + ID_HEADER.encode() + rb": *([^\r]*)\r\n"
 
 
 class Counted:
-    """A rig whose vendor echoes the id of each request, and which counts what it takes for one."""
+    """A rig whose vendor echoes the id of each request, behind a port that is watched."""
 
     def __init__(self, rig: Rig) -> None:
         self.rig = rig
-        self.requests = 0
-        handle, refuse = rig.lane._handle, rig.lane._refuse
-
-        async def handle_counted(exchange: Exchange) -> None:
-            self.requests += 1
-            await handle(exchange)
-
-        def refuse_counted(exchange: Exchange, error: GatewayError) -> None:
-            self.requests += 1
-            refuse(exchange, error)
-
-        rig.lane._handle, rig.lane._refuse = handle_counted, refuse_counted
+        self.taken = Taken()
+        self.port = 0
         rig.vendor.script = self._echo
+
+    def protocol(self) -> WatchedConnection:
+        """Return the protocol for a new connection."""
+        return WatchedConnection(self.rig.lane, self.taken)
 
     async def _echo(self, head: bytes, body: bytes, writer: asyncio.StreamWriter) -> None:
         found = _ID_LINE.search(head)
@@ -112,9 +107,8 @@ class Run:
         self.answered = 0
         self.refused = 0
 
-    async def difference(self, attempts: list[Attempt]) -> int:
-        """Send attempts; return how many more requests the gateway saw than were passed on."""
-        before, passed = self.counted.requests, self.proxy.passed_on()
+    async def send(self, attempts: list[Attempt]) -> None:
+        """Send attempts, some at once."""
         gate = asyncio.Semaphore(AT_ONCE)
 
         async def send(one: Attempt) -> None:
@@ -128,32 +122,39 @@ class Run:
         async with asyncio.TaskGroup() as tasks:
             for one in attempts:
                 tasks.create_task(send(one))
+
+    async def differences(self) -> list[str]:
+        """Return in what the sides differ, once they had the time to come to the same."""
+        log = self.proxy.log
         deadline = time.monotonic() + SETTLE_SECONDS_MAX
         while True:
-            seen = self.counted.requests - before
-            sent = self.proxy.passed_on() - passed
-            if seen == sent or time.monotonic() > deadline:
-                self.counted.forget()
-                return seen - sent
-            await asyncio.sleep(0.02)
+            log.read()
+            told = differences(lines=log.lines, passed_on=log.passed_on, taken=self.counted.taken)
+            if not told or time.monotonic() > deadline:
+                return told
+            await asyncio.sleep(0.05)
 
     async def run(self, numbers: range) -> None:
         """Compare both sides over all attempts."""
         for start in range(numbers.start, numbers.stop, BATCH):
-            batch = [attempt(SEED, n) for n in range(start, min(start + BATCH, numbers.stop))]
-            different = await self.difference(batch)
-            if different:
-                alone = [one.number for one in batch if await self.difference([one])]
-                raise AssertionError(
-                    f"{self.proxy.name}: attempts {start} and on: the gateway saw {different:+d} "
-                    f"requests; alone it differs at {alone}"
-                )
+            batch = range(start, min(start + BATCH, numbers.stop))
+            await self.send([attempt(SEED, number) for number in batch])
+            different = await self.differences()
+            self.counted.forget()
+            assert not different, "\n".join([f"{self.proxy.name}, up to {batch}:", *different])
 
 
 @asynccontextmanager
 async def counted_rig() -> AsyncIterator[Counted]:
     async with open_rig() as rig:
-        yield Counted(rig)
+        counted = Counted(rig)
+        loop = asyncio.get_running_loop()
+        server = await loop.create_server(counted.protocol, "127.0.0.1", 0, backlog=4096)
+        counted.port = server.sockets[0].getsockname()[1]
+        try:
+            yield counted
+        finally:
+            server.close()
 
 
 def need(name: str) -> None:
@@ -168,15 +169,16 @@ async def compare(name: str, folder: Path, *, count: int, buffering: bool = True
     need(name)
     async with (
         counted_rig() as counted,
-        front(name, gateway_port=counted.rig.port, folder=folder, buffering=buffering) as proxy,
+        front(name, gateway_port=counted.port, folder=folder, buffering=buffering) as proxy,
     ):
         run = Run(counted, proxy)
         began = time.monotonic()
         await run.run(range(count))
         print(
             f"{name}: {count} mutated requests in {time.monotonic() - began:.0f} s: "
-            f"{proxy.passed_on()} passed on, {counted.requests} seen, {run.answered} answered with "
-            f"their own id, {run.refused} refused, {len(counted.rig.defects)} defects"
+            f"{len(proxy.log.passed_on)} passed on, {counted.taken.count} taken, each once; "
+            f"{run.answered} answered with their own id, {run.refused} refused, "
+            f"{len(counted.rig.defects)} defects"
         )
         assert run.answered > count / 10
         assert run.refused > count / 10

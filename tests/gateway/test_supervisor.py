@@ -1,4 +1,5 @@
 import asyncio
+import contextlib
 import json
 import os
 import signal
@@ -14,6 +15,7 @@ import aiohttp
 import psutil
 import pytest
 
+from gateway.limits import UNSENT_BYTES_MAX
 from gateway.log import Log
 from gateway.supervisor import PortTaken, Supervisor, open_listeners, url_of
 
@@ -273,6 +275,20 @@ async def test_a_port_in_use_is_refused(monkeypatch: pytest.MonkeyPatch) -> None
         one.close()
     again = await open_listeners("127.0.0.1", port, 1)
     again[0].close()
+
+
+async def test_the_kernel_takes_little_for_a_client_who_reads_nothing() -> None:
+    [listener] = await open_listeners("127.0.0.1", 0, 1)
+    taken_bytes = 0
+    with listener, socket.socket() as client:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        client.connect(listener.getsockname())
+        accepted, _ = listener.accept()
+        with accepted, contextlib.suppress(BlockingIOError):
+            accepted.setblocking(False)
+            while True:
+                taken_bytes += accepted.send(bytes(16 * 1024))
+    assert 64 * 1024 < taken_bytes < 4 * UNSENT_BYTES_MAX
 
 
 @pytest.mark.parametrize(

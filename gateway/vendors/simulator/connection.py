@@ -17,6 +17,7 @@ import zstandard
 HEAD_BYTES_MAX: Final = 64 * 1024
 BODY_BYTES_MAX: Final = 128 * 1024 * 1024  # more than the gateway takes
 WRITE_BUFFER_BYTES_MAX: Final = 256 * 1024
+UNSENT_BYTES_MAX: Final = 128 * 1024  # in the kernel; else a big answer is 4 MB without a wait
 
 _RESET: Final = struct.pack("ii", 1, 0)  # SO_LINGER: no waiting, what is unsent is dropped
 _GZIP_OR_ZLIB: Final = zlib.MAX_WBITS | 32
@@ -49,6 +50,9 @@ class Connection:
         self._reader = reader
         self._writer = writer
         writer.transport.set_write_buffer_limits(high=WRITE_BUFFER_BYTES_MAX)
+        plug: socket.socket | None = writer.get_extra_info("socket")
+        if plug is not None:
+            plug.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, UNSENT_BYTES_MAX)
 
     async def read_request(self) -> Request | None:
         """Return the next request, or None where the client closed. Raises RequestBad."""
