@@ -5,7 +5,7 @@ import contextlib
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import asyncpg
 
@@ -85,17 +85,24 @@ async def connected(url: str, *, migrated: bool) -> AsyncIterator[asyncpg.Connec
             await connection.close(timeout=CONNECT_SECONDS_MAX)
 
 
+def connect_arguments(
+    url: str, *, application_name: str, setting: str = URL_SETTING
+) -> dict[str, Any]:
+    """Return what asyncpg connects with. Raises BadArgument, which never quotes the URL."""
+    if not url.startswith(("postgresql://", "postgres://")):
+        raise BadArgument("The database's URL begins with postgresql://.", field=setting)
+    return {
+        "dsn": url,
+        "timeout": CONNECT_SECONDS_MAX,
+        "server_settings": {"application_name": application_name, "timezone": "UTC"},
+    }
+
+
 async def connect(url: str, *, command_seconds: float | None = None) -> asyncpg.Connection:
     """Return a connection to a URL, which no message quotes: it has a password."""
-    if not url.startswith(("postgresql://", "postgres://")):
-        raise BadArgument("The database's URL begins with postgresql://.", field=URL_SETTING)
+    arguments = connect_arguments(url, application_name="kaixu")
     try:
-        return await asyncpg.connect(
-            url,
-            timeout=CONNECT_SECONDS_MAX,
-            command_timeout=command_seconds,
-            server_settings={"application_name": "kaixu", "timezone": "UTC"},
-        )
+        return await asyncpg.connect(command_timeout=command_seconds, **arguments)
     except (ValueError, OverflowError, asyncpg.ClientConfigurationError) as error:
         raise BadArgument(
             "The database's URL can't be read: write it as postgresql://user:password@host/name.",

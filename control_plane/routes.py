@@ -1,0 +1,9 @@
+"""Every route there is: what is not in this table is not answered."""
+
+from collections.abc import Sequence
+from typing import Final
+
+from control_plane.identity import me
+from control_plane.web.route import Route
+
+ROUTES: Final[Sequence[Route]] = (*me.ROUTES,)

@@ -1,0 +1,107 @@
+"""What the control plane's server is told: read once from the environment, then plain values."""
+
+import ipaddress
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Final
+
+from control_plane.errors import BadArgument
+from control_plane.identity.session_keys import SETTING as JWT_SETTING
+from control_plane.identity.session_keys import SessionKeys, parse_session_keys
+from control_plane.settings import read_secret
+from control_plane.web.client_address import Network
+
+PORT_MAX: Final = 65_535
+_ORIGIN: Final = re.compile(r"https?://(?:[0-9a-z.-]+|\[[0-9a-f:]+\])(?::[0-9]{1,5})?")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerSettings:
+    """The settings.
+
+    `public_url` is the origin that people reach it by, and that links in mails begin with.
+    `allowed_origins` are those whose pages may call the API. `database_is_embedded`: it is this
+    machine's own, so that it knows every worker there is.
+    """
+
+    database_url: str = field(repr=False)
+    session_keys: SessionKeys
+    host: str = "127.0.0.1"
+    port: int = 8081
+    public_url: str = "http://127.0.0.1:8081"
+    allowed_origins: tuple[str, ...] = ()
+    trusted_proxies: tuple[Network, ...] = ()
+    is_production: bool = False
+    database_is_embedded: bool = False
+
+
+def load_server_settings(environment: Mapping[str, str]) -> ServerSettings:
+    """Return the settings of an environment. Raises BadArgument for the first that is wrong."""
+    url = read_secret(environment, "KAIXU_CONTROL_DATABASE_URL")
+    if url is None:
+        raise BadArgument(
+            "The control plane's own login to the database is missing.",
+            field="KAIXU_CONTROL_DATABASE_URL",
+        )
+    secret = read_secret(environment, JWT_SETTING)
+    if secret is None:
+        raise BadArgument(
+            "The secret that sessions are signed with is missing: `openssl rand -base64 48` makes "
+            "one.",
+            field=JWT_SETTING,
+        )
+    host = environment.get("KAIXU_ADMIN_HOST") or "127.0.0.1"
+    port = _port(environment.get("KAIXU_ADMIN_PORT") or "8081")
+    return ServerSettings(
+        database_url=url,
+        session_keys=parse_session_keys(secret),
+        host=host,
+        port=port,
+        public_url=_origin(
+            environment.get("KAIXU_PUBLIC_URL") or f"http://127.0.0.1:{port}", "KAIXU_PUBLIC_URL"
+        ),
+        allowed_origins=tuple(
+            _origin(origin, "KAIXU_ADMIN_ORIGINS")
+            for origin in _words(environment.get("KAIXU_ADMIN_ORIGINS"))
+        ),
+        trusted_proxies=tuple(
+            _network(text) for text in _words(environment.get("KAIXU_TRUSTED_PROXIES"))
+        ),
+        is_production=environment.get("KAIXU_ENV") == "production",
+        database_is_embedded=environment.get("KAIXU_DATABASE_EMBEDDED") == "1",
+    )
+
+
+def _words(text: str | None) -> list[str]:
+    return [word for word in re.split(r"[\s,]+", text or "") if word]
+
+
+def _port(text: str) -> int:
+    if not re.fullmatch(r"[0-9]{1,5}", text) or int(text) > PORT_MAX:
+        raise BadArgument(f"A port is a number from 0 to {PORT_MAX}.", field="KAIXU_ADMIN_PORT")
+    return int(text)
+
+
+def _origin(text: str, setting: str) -> str:
+    if not _ORIGIN.fullmatch(text):
+        raise BadArgument(
+            "An origin is a scheme, a host and perhaps a port, as in https://admin.example.com.",
+            field=setting,
+        )
+    return text
+
+
+def _network(text: str) -> Network:
+    try:
+        network = ipaddress.ip_network(text, strict=False)
+    except ValueError:
+        raise BadArgument(
+            "A proxy is an address or a network, as in 10.0.0.0/8.", field="KAIXU_TRUSTED_PROXIES"
+        ) from None
+    if network.prefixlen == 0:
+        raise BadArgument(
+            "Trusting every address trusts every client: name the proxies.",
+            field="KAIXU_TRUSTED_PROXIES",
+        )
+    return network
