@@ -1,5 +1,5 @@
-# ruff: noqa: S608 - names of tables are put into statements, none from outside
-"""The database keeps orgs apart by itself: what the control plane's role sees, and who is exempt."""
+# ruff: noqa: S608 - tables are named by this file and the catalogue
+"""The database keeps orgs apart by itself: what the control plane sees, and who is exempt."""
 
 import json
 import uuid
