@@ -16,6 +16,7 @@ import uvloop
 
 from control_plane.app import listening, make_app
 from control_plane.errors import BadArgument, ControlError
+from control_plane.mail import open_outbox
 from control_plane.server_settings import ServerSettings, load_server_settings
 from control_plane.services import Services
 from control_plane.web.database import ControlDatabase, open_control_database
@@ -31,13 +32,17 @@ async def serve(settings: ServerSettings, log: Log) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     with contextlib.closing(_bound(settings.host, settings.port)) as sock:
-        async with open_control_database(settings.database_url) as database:
+        async with (
+            open_control_database(settings.database_url) as database,
+            open_outbox(None, is_production=settings.is_production, log=log) as outbox,
+        ):
             if settings.is_production:
                 await _check_role(database)
             services = Services(
                 settings=settings,
                 database=database,
                 session_keys=settings.session_keys,
+                outbox=outbox,
                 ids=IdMaker(time.time),
                 log=log,
                 now=time.time,

@@ -62,10 +62,20 @@ SELECT isolate(
 -- Its vendors serve every org.
 CREATE POLICY everyone ON vendors FOR SELECT TO kaixu_control USING (org_id IS NULL);
 
--- People see which orgs they are in.
-CREATE POLICY member ON users FOR SELECT TO kaixu_control USING (account_id = app_account());
+-- People see what they are in which orgs, in a transaction that is about none of them.
+CREATE POLICY member ON users FOR SELECT TO kaixu_control USING (
+    app_org() IS NULL AND account_id = app_account()
+);
 CREATE POLICY member ON orgs FOR SELECT TO kaixu_control USING (
-    id IN (SELECT u.org_id FROM users AS u WHERE u.account_id = app_account())
+    app_org() IS NULL
+    AND id IN (SELECT u.org_id FROM users AS u WHERE u.account_id = app_account())
+);
+CREATE POLICY member ON workspace_members FOR SELECT TO kaixu_control USING (
+    app_org() IS NULL
+    AND user_id IN (SELECT u.id FROM users AS u WHERE u.account_id = app_account())
+);
+CREATE POLICY member ON workspaces FOR SELECT TO kaixu_control USING (
+    app_org() IS NULL AND id IN (SELECT m.workspace_id FROM workspace_members AS m)
 );
 
 -- A month's allowance is its subject's.

@@ -116,6 +116,12 @@ async def test_an_account_sees_in_which_orgs_it_is_and_changes_nothing_there(
         )
         assert await connection.execute("UPDATE users SET role = 'owner'") == "UPDATE 0"
         assert await connection.execute("UPDATE orgs SET name = 'mine'") == "UPDATE 0"
+    # What is about one of them is about that one only.
+    async with belonging(control_url, org_id=first, account_id=person.account_id) as connection:
+        assert {row["id"] for row in await connection.fetch("SELECT id FROM orgs")} == {first}
+        assert {row["org_id"] for row in await connection.fetch("SELECT org_id FROM users")} == (
+            {first}
+        )
 
 
 async def test_nothing_is_written_into_another_org(people: People, control_url: str) -> None:
