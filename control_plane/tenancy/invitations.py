@@ -61,6 +61,16 @@ class Invitation(Struct, frozen=True, kw_only=True):
     expires_at: datetime
 
 
+class Invited(Struct, frozen=True, kw_only=True):
+    """An invitation that was just made; `link` is the one in the mail, told this once."""
+
+    id: str
+    email: str
+    role: Role
+    expires_at: datetime
+    link: str
+
+
 class InvitationsQuery(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Which page of the invitations."""
 
@@ -103,8 +113,8 @@ async def list_invitations(request: ApiRequest) -> Page[Invitation]:
     return Page(data=[_invitation(row) for row in kept], next=following)
 
 
-async def invite(request: ApiRequest) -> Invitation:
-    """Invite an address, by a mail with a link."""
+async def invite(request: ApiRequest) -> Invited:
+    """Invite an address, by a mail with a link; it is answered too, where no mail goes out."""
     wanted, org_id = request.body_as(NewInvitation), request.id("org")
     address = parse_email(wanted.email)
     _check_roles(wanted, by=request.membership.role)
@@ -145,7 +155,13 @@ async def invite(request: ApiRequest) -> Invitation:
     assert row is not None, "it was just made"
     link = f"{request.services.settings.public_url}/invitation#{token}"
     request.services.outbox.send(_mail(address.text, org_name=org_name, link=link))
-    return _invitation(row)
+    return Invited(
+        id=row["id"],
+        email=row["email"],
+        role=Role(row["role"]),
+        expires_at=row["expires_at"],
+        link=link,
+    )
 
 
 async def withdraw_invitation(request: ApiRequest) -> None:
@@ -281,9 +297,10 @@ ROUTES: Final = (
         rate_class=RateClass.WRITE,
         handler=invite,
         body=NewInvitation,
-        answer=Invitation,
+        answer=Invited,
         status=201,
         errors=(409,),
+        tells_once=frozenset({"link"}),
     ),
     Route(
         method="DELETE",
