@@ -189,6 +189,16 @@ async def _invitation_token(asked: Asked) -> dict[str, Any]:
     return {"token": (await asked.world.invitation(org, email=email))[1]}
 
 
+async def _new_invitation(asked: Asked) -> dict[str, Any]:
+    """With what may be left out: it names a workspace."""
+    return {
+        "email": await _email(asked),
+        "role": "viewer",
+        "workspace_id": str(asked.workspace),
+        "workspace_role": "viewer",
+    }
+
+
 # By the name in a path, alone or after the part before it: what makes such a thing, and its id.
 THINGS: Final[Mapping[str, Make]] = {
     "org": _org,
@@ -208,7 +218,8 @@ VALUES: Final[Mapping[str, Make]] = {
     "workspace_id": _workspace_text,
 }
 
-# By the name of a struct: what can't be made field by field.
+# By the name of a struct: what can't be made field by field, or names things where it need not.
 BODIES: Final[Mapping[str, Make]] = {
     "InvitationToken": _invitation_token,
+    "NewInvitation": _new_invitation,
 }

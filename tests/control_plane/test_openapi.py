@@ -11,6 +11,7 @@ import asyncpg
 import msgspec
 import pytest
 
+from control_plane.postgres import MAJOR_VERSION
 from control_plane.routes import ROUTES
 from control_plane.tenancy.rbac import Permission
 from control_plane.throttle import RateClass
@@ -141,6 +142,8 @@ async def schemathesis(
 @pytest.mark.parametrize(
     "are_there", [True, False], ids=["things there are", "things there are not"]
 )
+# What the database is makes no difference here.
+@pytest.mark.parametrize("postgres_server", [MAJOR_VERSION], indirect=True)
 @pytest.mark.parametrize("examples", [8, pytest.param(200, marks=pytest.mark.slow)])
 async def test_no_request_brings_about_what_the_document_does_not_tell(
     node: Node, people: People, owner: asyncpg.Connection, *, examples: int, are_there: bool
