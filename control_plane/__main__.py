@@ -32,28 +32,26 @@ async def serve(settings: ServerSettings, log: Log) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     with contextlib.closing(_bound(settings.host, settings.port)) as sock:
-        async with (
-            open_control_database(settings.database_url) as database,
-            open_outbox(None, is_production=settings.is_production, log=log) as outbox,
-        ):
+        async with open_control_database(settings.database_url) as database:
             if settings.is_production:
                 await _check_role(database)
-            services = Services(
-                settings=settings,
-                database=database,
-                session_keys=settings.session_keys,
-                outbox=outbox,
-                ids=IdMaker(time.time),
-                log=log,
-                now=time.time,
-            )
-            async with listening(make_app(services), sock, services):
-                host, port = sock.getsockname()[:2]
-                shown = f"[{host}]" if ":" in host else host
-                line = msgspec.json.encode({"admin_url": f"http://{shown}:{port}"})
-                sys.stdout.write(line.decode() + "\n")
-                sys.stdout.flush()
-                await stop.wait()
+            async with open_outbox(None, is_production=settings.is_production, log=log) as outbox:
+                services = Services(
+                    settings=settings,
+                    database=database,
+                    session_keys=settings.session_keys,
+                    outbox=outbox,
+                    ids=IdMaker(time.time),
+                    log=log,
+                    now=time.time,
+                )
+                async with listening(make_app(services), sock, services):
+                    host, port = sock.getsockname()[:2]
+                    shown = f"[{host}]" if ":" in host else host
+                    line = msgspec.json.encode({"admin_url": f"http://{shown}:{port}"})
+                    sys.stdout.write(line.decode() + "\n")
+                    sys.stdout.flush()
+                    await stop.wait()
 
 
 async def _check_role(database: ControlDatabase) -> None:
