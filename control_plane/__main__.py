@@ -15,10 +15,12 @@ import msgspec
 import uvloop
 
 from control_plane.app import listening, make_app
-from control_plane.errors import ControlError
+from control_plane.errors import BadArgument, ControlError
+from control_plane.mail import open_outbox
 from control_plane.server_settings import ServerSettings, load_server_settings
 from control_plane.services import Services
-from control_plane.web.database import open_control_database
+from control_plane.web.database import ControlDatabase, open_control_database
+from gateway.database_role import FIX, stands_above_policies
 from gateway.ids import IdMaker
 from gateway.log import Log, file_writer, route_standard_logging
 
@@ -31,21 +33,36 @@ async def serve(settings: ServerSettings, log: Log) -> None:
         loop.add_signal_handler(number, stop.set)
     with contextlib.closing(_bound(settings.host, settings.port)) as sock:
         async with open_control_database(settings.database_url) as database:
-            services = Services(
-                settings=settings,
-                database=database,
-                session_keys=settings.session_keys,
-                ids=IdMaker(time.time),
-                log=log,
-                now=time.time,
-            )
-            async with listening(make_app(services), sock, services):
-                host, port = sock.getsockname()[:2]
-                shown = f"[{host}]" if ":" in host else host
-                line = msgspec.json.encode({"admin_url": f"http://{shown}:{port}"})
-                sys.stdout.write(line.decode() + "\n")
-                sys.stdout.flush()
-                await stop.wait()
+            if settings.is_production:
+                await _check_role(database)
+            async with open_outbox(None, is_production=settings.is_production, log=log) as outbox:
+                services = Services(
+                    settings=settings,
+                    database=database,
+                    session_keys=settings.session_keys,
+                    outbox=outbox,
+                    ids=IdMaker(time.time),
+                    log=log,
+                    now=time.time,
+                )
+                async with listening(make_app(services), sock, services):
+                    host, port = sock.getsockname()[:2]
+                    shown = f"[{host}]" if ":" in host else host
+                    line = msgspec.json.encode({"admin_url": f"http://{shown}:{port}"})
+                    sys.stdout.write(line.decode() + "\n")
+                    sys.stdout.flush()
+                    await stop.wait()
+
+
+async def _check_role(database: ControlDatabase) -> None:
+    """Raise BadArgument where row-level policies don't bind our login."""
+    async with database.connection() as connection:
+        is_above = await stands_above_policies(connection)
+    if is_above:
+        raise BadArgument(
+            f"Row-level policies do not bind this login. {FIX}",
+            field="KAIXU_CONTROL_DATABASE_URL",
+        )
 
 
 def _bound(host: str, port: int) -> socket.socket:

@@ -4,6 +4,14 @@ from collections.abc import Sequence
 from typing import Final
 
 from control_plane.identity import me
+from control_plane.tenancy import invitations, members, orgs, workspace_members, workspaces
 from control_plane.web.route import Route
 
-ROUTES: Final[Sequence[Route]] = (*me.ROUTES,)
+ROUTES: Final[Sequence[Route]] = (
+    *me.ROUTES,
+    *orgs.ROUTES,
+    *members.ROUTES,
+    *invitations.ROUTES,
+    *workspaces.ROUTES,
+    *workspace_members.ROUTES,
+)

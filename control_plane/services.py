@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from control_plane.identity.session_keys import SessionKeys
+from control_plane.mail import Outbox
 from control_plane.server_settings import ServerSettings
 from control_plane.web.database import ControlDatabase
 from gateway.ids import IdMaker
@@ -17,6 +18,7 @@ class Services:
     settings: ServerSettings
     database: ControlDatabase
     session_keys: SessionKeys
+    outbox: Outbox
     ids: IdMaker
     log: Log
     now: Callable[[], float]

@@ -22,6 +22,8 @@ DONE: Final = 0
 FAILED: Final = 1
 BAD_SETTING: Final = 2
 
+ROLE_CHECK_SECONDS_MAX: Final = 5.0  # that a start waits for the database
+
 _STDERR: Final = 2
 
 
@@ -36,16 +38,25 @@ def main() -> int:
         settings = Settings.from_env(environ)
         check_vault_keys(settings.vault_keys)
     except SettingsInvalid as error:
-        for one in error.problems:
-            lines.line(
-                "error",
-                "setting invalid",
-                {"setting": one.setting, "problem": one.problem, "fix": one.fix},
-            )
-        return BAD_SETTING
+        return _refuse(error, lines)
     if FDS_VARIABLE in environ:
         return _run_worker(settings, environ, lines)
+    if settings.is_production:
+        try:
+            asyncio.run(check_database_roles(settings))
+        except SettingsInvalid as error:
+            return _refuse(error, lines)
     return _run_supervisor(settings, environ, lines)
+
+
+def _refuse(error: SettingsInvalid, lines: Log) -> int:
+    for one in error.problems:
+        lines.line(
+            "error",
+            "setting invalid",
+            {"setting": one.setting, "problem": one.problem, "fix": one.fix},
+        )
+    return BAD_SETTING
 
 
 def check_vault_keys(keys: tuple[str, ...]) -> None:
@@ -60,6 +71,32 @@ def check_vault_keys(keys: tuple[str, ...]) -> None:
                 fix="Give a private key that `kaixu vault keygen` made.",
             )
             raise SettingsInvalid((problem,)) from None
+
+
+async def check_database_roles(settings: Settings) -> None:
+    """Raise SettingsInvalid where a login stands above row security; a database may be away."""
+    import asyncpg  # noqa: PLC0415 - outside of production the supervisor does without
+
+    from gateway.database_role import FIX, stands_above_policies  # noqa: PLC0415
+    from gateway.sql import DATABASE_FAULTS  # noqa: PLC0415
+
+    for setting, url in (
+        ("KAIXU_GATEWAY_DATABASE_URL", settings.gateway_database_url),
+        ("KAIXU_FEED_DATABASE_URL", settings.feed_database_url),
+    ):
+        try:
+            connection = await asyncpg.connect(url, timeout=ROLE_CHECK_SECONDS_MAX)
+        except DATABASE_FAULTS:
+            continue  # workers wait for it, and ask by themselves
+        try:
+            is_above = await stands_above_policies(connection)
+        except DATABASE_FAULTS:
+            continue
+        finally:
+            connection.terminate()
+        if is_above:
+            problem = "Row-level policies do not bind this login."
+            raise SettingsInvalid((Problem(setting=setting, problem=problem, fix=FIX),))
 
 
 def _run_supervisor(settings: Settings, environ: Mapping[str, str], lines: Log) -> int:

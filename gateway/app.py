@@ -29,6 +29,7 @@ from gateway.auth.recent_changes import Change
 from gateway.auth.token_store import Found, TokenStore
 from gateway.clock import DatabaseClock
 from gateway.connect_guard import ConnectGuard
+from gateway.database_role import check_role
 from gateway.errors import DatabaseAway, Draining, GatewayError
 from gateway.ids import IdMaker
 from gateway.log import Log
@@ -577,11 +578,18 @@ async def _open_pool(settings: Settings, context: WorkerContext) -> asyncpg.Pool
 
 
 async def _connect_feed(settings: Settings, context: WorkerContext) -> asyncpg.Connection:
-    return await asyncpg.connect(
+    connection = await asyncpg.connect(
         settings.feed_database_url,
         timeout=CONNECT_SECONDS_MAX,
         server_settings=_session(settings, context, "feed"),
     )
+    if settings.is_production:
+        try:
+            await check_role(connection)  # the supervisor does, if the database is there by then
+        except BaseException:
+            connection.terminate()
+            raise
+    return connection
 
 
 def _session(settings: Settings, context: WorkerContext, use: str) -> dict[str, str]:

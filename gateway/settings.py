@@ -34,6 +34,7 @@ JOURNAL_KEEP_BYTES: Final = 1024**3  # a worker; what was shipped, kept for a fa
 RATE_CALLS_MAX: Final = 2**31 - 1
 RATE_SECONDS_MAX: Final = 86_400.0
 SECRET_FILE_BYTES_MAX: Final = 64 * 1024
+ENVIRONMENTS: Final = ("production", "development")
 VAULT_KEYS_MAX: Final = 2  # the current one, and the previous one while keys rotate
 
 Value = TypeVar("Value")
@@ -83,6 +84,7 @@ class Settings:
     ops_host: str
     ops_port: int  # 0: any free one
     workers: int
+    is_production: bool
     machine: str  # under this name its workers are known
     gateway_database_url: str = field(repr=False)  # holds a password
     feed_database_url: str = field(repr=False)  # reaches the database itself, not a pooler
@@ -132,6 +134,7 @@ class Settings:
             workers=env.value(
                 "KAIXU_WORKERS", _whole(1, WORKERS_MAX), default=min(os.cpu_count() or 1, 256)
             ),
+            is_production=env.value("KAIXU_ENV", _environment, default="") == "production",
             machine=env.value("KAIXU_MACHINE", _machine, default=_own_name()),
             gateway_database_url=database_url,
             feed_database_url=env.secret(
@@ -298,6 +301,14 @@ def _machine(text: str) -> str:
         raise _Unusable(
             "It is not a name for a machine.",
             fix="Use up to 100 letters, digits, '.', '-' and '_'; begin with a letter or digit.",
+        )
+    return text
+
+
+def _environment(text: str) -> str:
+    if text not in ENVIRONMENTS:
+        raise _Unusable(
+            "There is no such environment.", fix=f"Give one of {', '.join(ENVIRONMENTS)}, or none."
         )
     return text
 

@@ -25,3 +25,9 @@ ORDER BY w.machine, w.started_at, w.id
 SELECT pg_postmaster_start_time() + greatest(
     $1, (SELECT max(lease) FROM workers WHERE ended_at IS NULL)
 ) > clock_timestamp()
+
+-- name: earlier_end
+-- The last change that ended a subject; no row where the log was pruned since.
+SELECT ordinal, at FROM change_log
+WHERE kind = $1 AND subject_id = $2 AND effect = 'dead' AND ordinal IS NOT NULL
+ORDER BY ordinal DESC LIMIT 1

@@ -39,11 +39,7 @@ class ControlDatabase:
         Raises DatabaseUnreachable, also where every connection is in use for too long.
         """
         async with self.connection() as connection, connection.transaction():
-            await connection.execute(
-                _BELONG,
-                "" if org_id is None else str(org_id),
-                "" if account_id is None else str(account_id),
-            )
+            await belong(connection, org_id=org_id, account_id=account_id)
             yield connection
 
     @contextlib.asynccontextmanager
@@ -61,6 +57,18 @@ class ControlDatabase:
                 yield connection
         finally:
             await self.pool.release(proxy)
+
+
+async def belong(
+    connection: asyncpg.Connection, *, org_id: uuid.UUID | None, account_id: uuid.UUID | None
+) -> None:
+    """Have the rest of a transaction see the rows of this org, and of this account."""
+    assert connection.is_in_transaction(), "nobody else's is the connection afterwards"
+    await connection.execute(
+        _BELONG,
+        "" if org_id is None else str(org_id),
+        "" if account_id is None else str(account_id),
+    )
 
 
 @contextlib.asynccontextmanager

@@ -5,6 +5,7 @@ A cursor is opaque to who asks. It holds the sort key of the last row, which is 
 
 import base64
 import binascii
+import uuid
 from typing import Any, Final, Generic, TypeVar
 
 import msgspec
@@ -55,6 +56,20 @@ def decode_cursor(text: str | None, *, parts: int) -> tuple[str, ...] | None:
     if len(key) != parts or any("\0" in part for part in key):
         raise _bad()
     return key
+
+
+def decode_place(text: str | None) -> tuple[str | None, uuid.UUID | None]:
+    """Return the text and the id after which a page begins, of a list that is sorted by both.
+
+    Raises BadArgument.
+    """
+    key = decode_cursor(text, parts=2)
+    if key is None:
+        return None, None
+    try:
+        return key[0], uuid.UUID(key[1])
+    except ValueError as error:
+        raise _bad() from error
 
 
 def page_of(rows: list[Any], limit: int, *, key: Any) -> tuple[list[Any], str | None]:  # noqa: ANN401

@@ -1,10 +1,11 @@
 """One request, after everything about it was checked: what a route's function is given."""
 
 import contextlib
+import time
 import uuid
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import asyncpg
 import msgspec
@@ -13,6 +14,8 @@ from control_plane import audit_log
 from control_plane.audit_log import Origin
 from control_plane.errors import Forbidden, PreconditionFailed
 from control_plane.identity.actor import Actor, Membership
+from control_plane.identity.authenticate import find_actor
+from control_plane.identity.session_keys import SessionClaims
 from control_plane.tenancy.rbac import Permission
 from control_plane.web.etag import etag_of, matches
 from control_plane.web.route import Route
@@ -21,6 +24,10 @@ if TYPE_CHECKING:
     from control_plane.services import Services
 
 Struct = TypeVar("Struct", bound=msgspec.Struct)
+
+STANDING_SECONDS_MAX: Final = (
+    0.5  # for so long it counts that someone was found to be what they are
+)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -43,6 +50,7 @@ class ApiRequest:
     request_id: str
     if_match: str | None = None
     authorized: bool = field(default=False)  # whether `authorize` or `may` was asked
+    stood_at: float = field(default_factory=time.monotonic)  # when it was looked up who asks
 
     @property
     def signed_in(self) -> Actor:
@@ -78,12 +86,34 @@ class ApiRequest:
 
     @contextlib.asynccontextmanager
     async def transaction(self) -> AsyncIterator[asyncpg.Connection]:
-        """Open a transaction that sees what the org has, and the one who asks."""
+        """Open a transaction that sees what the org has, and the one who asks.
+
+        What commits was permitted at most STANDING_SECONDS_MAX ago, however long it waited and
+        worked before: by then, roles that were lowered are. Raises what `find_actor` does, and
+        Forbidden.
+        """
         account_id = None if self.actor is None else self.actor.account_id
         async with self.services.database.transaction(
             org_id=self.org_id, account_id=account_id
         ) as connection:
+            await self._check_standing()
             yield connection
+            await self._check_standing()
+
+    async def _check_standing(self) -> None:
+        """Look again, where it is long ago, whether the one who asks is still what it was."""
+        if self.actor is None or time.monotonic() - self.stood_at < STANDING_SECONDS_MAX:
+            return
+        actor = self.actor
+        claims = SessionClaims(session_id=actor.session_id, account_id=actor.account_id)
+        # On a connection of its own: it does not see what the request itself is about to change.
+        async with self.services.database.transaction(
+            org_id=self.org_id, account_id=actor.account_id
+        ) as connection:
+            now = await find_actor(connection, claims, org_id=self.org_id)
+        if (now.membership, now.is_operator) != (actor.membership, actor.is_operator):
+            raise Forbidden("Your role was changed meanwhile: ask again.", code="role_changed")
+        self.stood_at = time.monotonic()
 
     def may(
         self,
@@ -99,6 +129,11 @@ class ApiRequest:
         self.authorized = True
         asked = permission or self._permission
         return self.membership.holds(asked, workspace_id=workspace_id, user_id=user_id)
+
+    def workspaces(self) -> frozenset[uuid.UUID] | None:
+        """Return the workspaces for which the route's permission is held; None: all of the org."""
+        self.authorized = True
+        return self.membership.workspaces(self._permission)
 
     def authorize(
         self,
@@ -136,13 +171,17 @@ class ApiRequest:
         target_id: uuid.UUID | str,
         before: Mapping[str, Any] | None = None,
         after: Mapping[str, Any] | None = None,
+        org_id: uuid.UUID | None = None,
     ) -> None:
-        """Append an entry to the audit log, in the transaction of the change that it tells."""
+        """Append an entry to the audit log, in the transaction of the change that it tells.
+
+        `org_id`: whose log, where it is not that of the org which the request is about.
+        """
         await audit_log.record(
             connection,
             self.origin,
             action,
-            org_id=self.org_id,
+            org_id=org_id or self.org_id,
             target_kind=target_kind,
             target_id=target_id,
             before=before,

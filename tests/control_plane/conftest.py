@@ -20,6 +20,7 @@ from control_plane.identity.session_keys import (
     SessionKeys,
     parse_session_keys,
 )
+from control_plane.mail import open_outbox
 from control_plane.server_settings import ServerSettings
 from control_plane.services import Services
 from control_plane.web.database import open_control_database
@@ -244,13 +245,18 @@ async def started(settings: ServerSettings) -> AsyncIterator[Node]:
 
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
-        async with open_control_database(settings.database_url) as database:
+        log = Log(write, now=time.time)
+        async with (
+            open_control_database(settings.database_url) as database,
+            open_outbox(None, is_production=False, log=log) as outbox,
+        ):
             services = Services(
                 settings=settings,
                 database=database,
                 session_keys=settings.session_keys,
+                outbox=outbox,
                 ids=IdMaker(time.time),
-                log=Log(write, now=time.time),
+                log=log,
                 now=time.time,
             )
             async with listening(make_app(services), sock, services):

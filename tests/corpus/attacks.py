@@ -1,8 +1,8 @@
 """The attacks that a gateway has to stand, by number, and how one is tried.
 
-Numbers are those of the corpus in four groups: A how requests are read, D gateway tokens, I where
-the gateway may be led to, K what wears it out. Each has a case in the module of its group, or a
-reason here why it is tried elsewhere.
+Numbers are those of the corpus, by groups: A how requests are read, D gateway tokens, G tenants and
+roles, I where the gateway may be led to, K what wears it out. Each has a case in the module of its
+group, or a reason here why it is tried elsewhere.
 """
 
 import asyncio
@@ -43,6 +43,13 @@ TITLES: Final = {
     47: "rotation with a time of grace",
     48: "ways around a list of models",
     49: "the credential of one plane on the other",
+    73: "every route as everybody",
+    74: "ids of another org wherever an id may be",
+    75: "fields that are nobody's to set",
+    76: "an org without an owner; a role above one's own",
+    77: "a role that is lowered while a request runs",
+    78: "lists, searches and errors about other orgs",
+    79: "ways to switch row security off, or to inherit an org",
     84: "a vendor's URL set by somebody who may not",
     85: "URLs that lead inside",
     86: "a name that turns to a private address between check and use",
@@ -68,6 +75,7 @@ ELSEWHERE: Final = {
     21: "tests/fuzz compares both sides over mutated requests",
     45: "the control plane creates tokens, and decides who may; the gateway has no such path",
     47: "the control plane rotates tokens; to the gateway a rotated token is one that expires",
+    73: "tests/control_plane/test_permissions.py asks every route as everybody",
     84: "the control plane decides who may set a vendor's URL; the gateway has no such path",
     108: "the control plane hashes passwords, in a process of its own; the gateway hashes none",
 }

@@ -14,6 +14,7 @@ import asyncpg
 import pytest
 
 from gateway.app import serve
+from gateway.database_role import RoleTooPowerful
 from gateway.log import Log
 from gateway.settings import Settings
 from gateway.worker_link import DRAIN, METRICS, WorkerContext, encode_ask
@@ -95,6 +96,8 @@ async def running(database_url: str, folder: Path, **settings: str) -> AsyncIter
         listening.cancel()
         await asyncio.wait([listening])
         ours.close()
+        listener.close()  # a worker that died left it open
+        theirs.close()
 
 
 async def add_vendor(owner: asyncpg.Connection, port: int) -> None:
@@ -242,3 +245,13 @@ async def test_a_drain_leaves_a_slow_client_the_time_to_take_its_answer(
                     got += piece
                     await asyncio.sleep(0.01)
         assert got.endswith(body)
+
+
+async def test_in_production_a_worker_whose_login_stands_above_row_security_dies(
+    database: Database, tmp_path: Path
+) -> None:
+    """Its supervisor asked, but the database was away then."""
+    with pytest.raises(ExceptionGroup) as caught:
+        async with running(database.owner_url, tmp_path, KAIXU_ENV="production") as worker:
+            await worker.ready()
+    assert caught.group_contains(RoleTooPowerful)

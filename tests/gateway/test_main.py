@@ -10,10 +10,11 @@ from pathlib import Path
 import psutil
 import pytest
 
-from gateway.__main__ import check_vault_keys
+from gateway.__main__ import check_database_roles, check_vault_keys
 from gateway.hardening import OPEN_FILES
-from gateway.settings import SettingsInvalid
+from gateway.settings import Settings, SettingsInvalid
 from gateway.vendors.seal import keygen
+from tests.conftest import Database
 
 CANARY = "c4n4ry-pw"
 
@@ -118,3 +119,31 @@ def test_it_asks_for_the_open_files_that_it_may_need() -> None:
     told = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True)
     soft, hard = map(int, told.stdout.split())
     assert soft == OPEN_FILES or 256 < soft == hard
+
+
+async def test_in_production_a_login_that_policies_don_t_bind_is_refused(
+    database: Database, tmp_path: Path
+) -> None:
+    process = start(
+        KAIXU_ENV="production",
+        KAIXU_GATEWAY_DATABASE_URL=database.owner_url,
+        KAIXU_JOURNAL_DIR=str(tmp_path),
+        KAIXU_PORT="0",
+        KAIXU_OPS_PORT="0",
+    )
+    out, err = process.communicate(timeout=20)
+    assert (process.returncode, out) == (2, b"")
+    assert json.loads(err)["setting"] == "KAIXU_GATEWAY_DATABASE_URL"
+
+
+async def test_in_production_the_gateway_s_own_login_is_fine(database: Database) -> None:
+    url = database.gateway_url
+    settings = Settings.from_env(
+        {
+            "KAIXU_ENV": "production",
+            "KAIXU_GATEWAY_DATABASE_URL": url,
+            "KAIXU_JOURNAL_DIR": "/nowhere",
+        }
+    )
+    assert settings.is_production
+    await check_database_roles(settings)
