@@ -16,9 +16,12 @@ import uvloop
 
 from control_plane.app import listening, make_app
 from control_plane.errors import ControlError
+from control_plane.identity.passwords import PasswordHasher, PasswordRules
+from control_plane.identity.second_factor import reseal_all
+from control_plane.mail import open_outbox
 from control_plane.server_settings import ServerSettings, load_server_settings
 from control_plane.services import Services
-from control_plane.web.database import open_control_database
+from control_plane.web.database import ControlDatabase, open_control_database
 from gateway.ids import IdMaker
 from gateway.log import Log, file_writer, route_standard_logging
 
@@ -30,22 +33,43 @@ async def serve(settings: ServerSettings, log: Log) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     with contextlib.closing(_bound(settings.host, settings.port)) as sock:
-        async with open_control_database(settings.database_url) as database:
-            services = Services(
-                settings=settings,
-                database=database,
-                session_keys=settings.session_keys,
-                ids=IdMaker(time.time),
-                log=log,
-                now=time.time,
-            )
-            async with listening(make_app(services), sock, services):
-                host, port = sock.getsockname()[:2]
-                shown = f"[{host}]" if ":" in host else host
-                line = msgspec.json.encode({"admin_url": f"http://{shown}:{port}"})
-                sys.stdout.write(line.decode() + "\n")
-                sys.stdout.flush()
-                await stop.wait()
+        async with (
+            open_control_database(settings.database_url) as database,
+            open_outbox(settings.mail, is_production=settings.is_production, log=log) as outbox,
+        ):
+            await _reseal(settings, database, log)
+            with contextlib.closing(PasswordHasher(settings.control_keys)) as passwords:
+                services = Services(
+                    settings=settings,
+                    database=database,
+                    session_keys=settings.session_keys,
+                    control_keys=settings.control_keys,
+                    passwords=passwords,
+                    password_rules=PasswordRules(),
+                    outbox=outbox,
+                    ids=IdMaker(time.time),
+                    log=log,
+                    now=time.time,
+                )
+                async with listening(make_app(services), sock, services):
+                    _say_ready(sock)
+                    await stop.wait()
+
+
+async def _reseal(settings: ServerSettings, database: ControlDatabase, log: Log) -> None:
+    """Seal to the current key what is sealed to the one before, where there are two."""
+    if len(settings.control_keys.keys) > 1:
+        async with database.connection() as connection:
+            resealed = await reseal_all(connection, settings.control_keys)
+        log.info("sealed anew", secrets=resealed, key_id=settings.control_keys.current)
+
+
+def _say_ready(sock: socket.socket) -> None:
+    host, port = sock.getsockname()[:2]
+    shown = f"[{host}]" if ":" in host else host
+    line = msgspec.json.encode({"admin_url": f"http://{shown}:{port}"})
+    sys.stdout.write(line.decode() + "\n")
+    sys.stdout.flush()
 
 
 def _bound(host: str, port: int) -> socket.socket:
