@@ -10,6 +10,7 @@ import signal
 import socket
 import sys
 import time
+from dataclasses import replace
 
 import msgspec
 import uvloop
@@ -33,6 +34,7 @@ async def serve(settings: ServerSettings, log: Log) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     with contextlib.closing(_bound(settings.host, settings.port)) as sock:
+        settings = _with_port(settings, sock.getsockname()[1])
         async with (
             open_control_database(settings.database_url) as database,
             open_outbox(settings.mail, is_production=settings.is_production, log=log) as outbox,
@@ -62,6 +64,15 @@ async def _reseal(settings: ServerSettings, database: ControlDatabase, log: Log)
         async with database.connection() as connection:
             resealed = await reseal_all(connection, settings.control_keys)
         log.info("sealed anew", secrets=resealed, key_id=settings.control_keys.current)
+
+
+def _with_port(settings: ServerSettings, port: int) -> ServerSettings:
+    """Put the port that was free where any was asked for, also into links that nobody named."""
+    if settings.port:
+        return settings
+    url = settings.public_url.removesuffix(":0")
+    public_url = settings.public_url if url == settings.public_url else f"{url}:{port}"
+    return replace(settings, port=port, public_url=public_url)
 
 
 def _say_ready(sock: socket.socket) -> None:

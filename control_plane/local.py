@@ -1,7 +1,7 @@
 """`kaixu up`: everything on one machine, started in order, kept running, stopped in order.
 
-PostgreSQL (embedded, unless there is one), migrations, keys, vendors, the simulator, the gateway.
-The simulator and the gateway are processes of their own: the gateway with its own login to the
+PostgreSQL (embedded, unless there is one), migrations, keys, vendors, the simulator, the gateway,
+the control plane. The last three are processes of their own: each plane with its own login to the
 database and an environment that has nothing that it does not need.
 """
 
@@ -13,7 +13,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -24,7 +24,15 @@ import asyncpg
 from control_plane.database import DatabasePlace, connected
 from control_plane.errors import BadArgument, ControlError, DatabaseUnreachable, Refused
 from control_plane.files import make_private, write_private
-from control_plane.machine import Machine, keep_role, load_machine, with_login
+from control_plane.identity.first_owner import (
+    EMAIL_DEFAULT,
+    EMAIL_SETTING,
+    FirstOwner,
+    make_first_owner,
+)
+from control_plane.local_plane import COMMAND as CONTROL_PLANE
+from control_plane.local_plane import control_environment, control_keys, keep_secrets
+from control_plane.machine import Login, Machine, keep_role, load_machine, with_login
 from control_plane.migrate import migrate
 from control_plane.postgres import EmbeddedPostgres, wheel_binaries
 from control_plane.processes import KeptProcess, reduced
@@ -52,6 +60,7 @@ READY_SECONDS_MAX: Final = 60.0  # each process, until it says that it is ready
 DRAIN_SECONDS_DEFAULT: Final = 120.0
 DRAIN_MARGIN_SECONDS: Final = 15.0  # that a gateway gets beyond its own drain timeout
 SIMULATOR_STOP_SECONDS: Final = 5.0
+CONTROL_STOP_SECONDS: Final = 15.0  # its requests get 10
 WATCH_SECONDS: Final = 1.0  # between two looks whether PostgreSQL runs
 CONNECT_SECONDS: Final = 1.0  # to another machine's simulator
 
@@ -93,8 +102,10 @@ class UpOptions:
     port: int
     ops_port: int
     workers: int | None
+    admin_port: int = 0
     environment: Mapping[str, str] = field(repr=False)
     gateway: tuple[str, ...] = (sys.executable, "-P", "-m", "gateway")  # how it is started
+    control_plane: tuple[str, ...] = CONTROL_PLANE
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,11 +114,13 @@ class Ready:
 
     gateway_url: str
     ops_url: str
+    admin_url: str
     data_dir: str
     database_url: str = field(repr=False)
     supervisor_pid: int
     simulator_tally: str | None
     token: str | None = field(repr=False)
+    owner: FirstOwner | None
     simulated: tuple[str, ...]
 
     def document(self) -> dict[str, Any]:
@@ -115,14 +128,14 @@ class Ready:
         return {
             "gateway_url": self.gateway_url,
             "ops_url": self.ops_url,
-            "admin_url": None,
+            "admin_url": self.admin_url,
             "data_dir": self.data_dir,
             "database_url": self.database_url,
             "supervisor_pid": self.supervisor_pid,
             "simulator_tally": self.simulator_tally,
             "token": self.token,
-            "owner_email": None,
-            "owner_password": None,
+            "owner_email": None if self.owner is None else self.owner.email,
+            "owner_password": None if self.owner is None else self.owner.password,
         }
 
 
@@ -182,6 +195,7 @@ class _Up:
         self._processes: list[KeptProcess] = []
         self._ids = IdMaker(time.time)
         self._port, self._ops_port = options.port, options.ops_port
+        self._admin_port = options.admin_port
 
     def hurry(self) -> None:
         """Wait for no stream any more."""
@@ -200,6 +214,9 @@ class _Up:
             async with connected(url, migrated=False) as owner:
                 await migrate(owner)
                 gateway_login = await self._gateway_login(owner, machine, url)
+                control_login = await self._login(
+                    owner, machine.control, url, setting="KAIXU_CONTROL_DATABASE_URL"
+                )
                 vault = await self._vault(owner, has_keys=any(keys.values()))
                 simulator = await self._open_simulator(owner, opened, keys)
                 await self._keep_vendors(owner, keys, simulator)
@@ -214,35 +231,45 @@ class _Up:
             opened.push_async_callback(
                 gateway.stop, seconds_max=drain_seconds + DRAIN_MARGIN_SECONDS
             )
-            facts = await gateway.start()
+            secrets = keep_secrets(self._data_dir, self._environment)
+            control = self._control_plane(control_login, secrets)
+            self._processes.append(control)
+            opened.push_async_callback(control.stop, seconds_max=CONTROL_STOP_SECONDS)
+            facts, told, first_owner = await _all(
+                gateway.start(), control.start(), self._first_owner(url, secrets)
+            )
             self._port = urlsplit(facts["gateway_url"]).port or self._port
             self._ops_port = urlsplit(facts["ops_url"]).port or self._ops_port
+            self._admin_port = urlsplit(told["admin_url"]).port or self._admin_port
             token = await self._first_token(url) if is_first else None
             tally = simulator.tally if simulator is not None else None
             self._announce(
                 Ready(
                     gateway_url=facts["gateway_url"],
                     ops_url=facts["ops_url"],
+                    admin_url=told["admin_url"],
                     data_dir=str(self._data_dir),
                     database_url=url,
                     supervisor_pid=facts["supervisor_pid"],
                     simulator_tally=None if tally is None else str(tally),
                     token=token,
+                    owner=first_owner,
                     simulated=tuple(row["name"] for row in vendors if row["is_simulator"]),
                 )
             )
-            await self._keep(gateway, simulator, postgres, url)
+            await self._keep([gateway, control], simulator, postgres, url)
 
     async def _keep(
         self,
-        gateway: KeptProcess,
+        planes: Sequence[KeptProcess],
         simulator: "_Simulator | None",
         postgres: EmbeddedPostgres | None,
         url: str,
     ) -> None:
         try:
             async with asyncio.TaskGroup() as kept:
-                kept.create_task(gateway.keep())
+                for plane in planes:
+                    kept.create_task(plane.keep())
                 if simulator is not None and simulator.process is not None:
                     kept.create_task(simulator.process.keep())
                 if postgres is not None:
@@ -281,18 +308,30 @@ class _Up:
         self, owner: asyncpg.Connection, machine: Machine, url: str
     ) -> dict[str, str]:
         """Return the gateway's URLs: the operator's, or with a role of this machine's own."""
-        named = read_secret(self._environment, "KAIXU_GATEWAY_DATABASE_URL")
-        if named is None:
-            try:
-                await keep_role(owner, machine)
-            except asyncpg.InsufficientPrivilegeError as error:
-                raise Refused(
-                    "The owner of this database may not make roles: give it CREATEROLE, or name "
-                    "the gateway's own login in KAIXU_GATEWAY_DATABASE_URL."
-                ) from error
-            named = with_login(url, user=machine.role, password=machine.password)
+        named = await self._login(owner, machine.gateway, url, setting="KAIXU_GATEWAY_DATABASE_URL")
         feed = read_secret(self._environment, "KAIXU_FEED_DATABASE_URL") or named
         return {"KAIXU_GATEWAY_DATABASE_URL": named, "KAIXU_FEED_DATABASE_URL": feed}
+
+    async def _login(
+        self, owner: asyncpg.Connection, login: Login, url: str, *, setting: str
+    ) -> str:
+        """Return a plane's URL: the operator's, or with a role of this machine's own."""
+        named = read_secret(self._environment, setting)
+        if named is not None:
+            return named
+        try:
+            await keep_role(owner, login)
+        except asyncpg.InsufficientPrivilegeError as error:
+            raise Refused(
+                "The owner of this database may not make roles: give it CREATEROLE, or name a "
+                f"login of its own in {setting}."
+            ) from error
+        return with_login(url, user=login.role, password=login.password)
+
+    async def _first_owner(self, url: str, secrets: Mapping[str, str]) -> FirstOwner | None:
+        email = self._environment.get(EMAIL_SETTING) or EMAIL_DEFAULT
+        async with connected(url, migrated=True) as owner:
+            return await make_first_owner(owner, keys=control_keys(secrets), email=email)
 
     async def _first_token(self, url: str) -> str:
         async with connected(url, migrated=True) as owner:
@@ -432,6 +471,24 @@ class _Up:
             dies_with_us=False,
         )
 
+    def _control_plane(self, database_url: str, secrets: Mapping[str, str]) -> KeptProcess:
+        def start() -> tuple[Sequence[str], dict[str, str]]:
+            return self._options.control_plane, control_environment(
+                self._environment,
+                secrets,
+                database_url=database_url,
+                port=self._admin_port,
+                is_embedded=self._place.is_embedded,
+            )
+
+        return KeptProcess(
+            "control plane",
+            start,
+            note=self._note,
+            ready_seconds_max=READY_SECONDS_MAX,
+            dies_with_us=True,
+        )
+
 
 @dataclass(slots=True, kw_only=True)
 class _Simulator:
@@ -470,6 +527,25 @@ def _alone(data_dir: Path) -> Iterator[None]:
         yield
     finally:
         os.close(lock)
+
+
+async def _all(
+    gateway: Coroutine[Any, Any, dict[str, Any]],
+    control: Coroutine[Any, Any, dict[str, Any]],
+    first_owner: Coroutine[Any, Any, FirstOwner | None],
+) -> tuple[dict[str, Any], dict[str, Any], FirstOwner | None]:
+    """Return what both planes say when they are ready, and who owns the installation.
+
+    Raises ControlError, OSError: the first, whichever that is.
+    """
+    try:
+        async with asyncio.TaskGroup() as group:
+            facts = group.create_task(gateway)
+            told = group.create_task(control)
+            owner = group.create_task(first_owner)
+    except* (ControlError, OSError) as failed:
+        raise failed.exceptions[0] from failed
+    return facts.result(), told.result(), owner.result()
 
 
 async def _is_listening(port: int) -> bool:
