@@ -6,7 +6,6 @@ import hmac
 import re
 from collections.abc import Callable
 from typing import Final
-from urllib.parse import quote
 
 import pyotp
 
@@ -25,8 +24,7 @@ _RECOVERY: Final = re.compile(r"[A-Z2-7]{16}")
 
 def provisioning_url(seed: bytes, *, account: str) -> str:
     """Return what an authenticator app reads, as a QR code mostly."""
-    label = quote(f"{ISSUER}:{account}", safe="")
-    return f"otpauth://totp/{label}?secret={seed_text(seed)}&issuer={ISSUER}"
+    return _totp(seed).provisioning_uri(name=account, issuer_name=ISSUER)
 
 
 def seed_text(seed: bytes) -> str:
@@ -41,7 +39,7 @@ def find_step(seed: bytes, code: str, *, unix_seconds: float) -> int | None:
     """
     if not _CODE.fullmatch(code):
         return None
-    totp = pyotp.TOTP(seed_text(seed), digits=DIGITS, interval=STEP_SECONDS)
+    totp = _totp(seed)
     now = int(unix_seconds) // STEP_SECONDS
     found = None
     for step in range(max(now - STEPS_OFF_MAX, 0), now + STEPS_OFF_MAX + 1):
@@ -63,3 +61,7 @@ def recovery_digest(code: str) -> bytes | None:
     """Return what the database keeps of a recovery code; None for what can't be one."""
     text = code.upper().replace("-", "").replace(" ", "")
     return hashlib.sha256(text.encode()).digest() if _RECOVERY.fullmatch(text) else None
+
+
+def _totp(seed: bytes) -> pyotp.TOTP:
+    return pyotp.TOTP(seed_text(seed), digits=DIGITS, interval=STEP_SECONDS)
