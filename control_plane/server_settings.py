@@ -71,6 +71,12 @@ def load_server_settings(environment: Mapping[str, str]) -> ServerSettings:
             field=JWT_SETTING,
         )
     smtp_url = read_secret(environment, URL_SETTING)
+    is_production = environment.get("KAIXU_ENV") == "production"
+    if is_production and smtp_url is not None and not environment.get("KAIXU_PUBLIC_URL"):
+        raise BadArgument(
+            "Say by which origin people reach it: links in mails begin with that.",
+            field="KAIXU_PUBLIC_URL",
+        )
     host = environment.get("KAIXU_ADMIN_HOST") or "127.0.0.1"
     port = _port(environment.get("KAIXU_ADMIN_PORT") or "8081")
     return ServerSettings(
@@ -95,7 +101,7 @@ def load_server_settings(environment: Mapping[str, str]) -> ServerSettings:
             else parse_mail_settings(smtp_url, environment.get(FROM_SETTING))
         ),
         signup_is_open=_signup_is_open(environment.get("KAIXU_SIGNUP") or "open"),
-        is_production=environment.get("KAIXU_ENV") == "production",
+        is_production=is_production,
         database_is_embedded=environment.get("KAIXU_DATABASE_EMBEDDED") == "1",
     )
 

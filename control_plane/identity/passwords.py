@@ -28,7 +28,7 @@ PASSWORD_BYTES_MAX: Final = 1024
 THREADS: Final = 2
 QUEUE_MAX: Final = 32  # that wait for a thread: 4 s with two cores
 RETRY_AFTER_SECONDS: Final = 4.0
-NICENESS: Final = 10  # of the threads: whoever answers requests goes first
+NICENESS: Final = 5  # of the threads: whoever answers requests goes first
 
 _HASH: Final = re.compile(r"\$2b\$(?P<cost>[0-9]{2})\$[./0-9A-Za-z]{53}")
 

@@ -2,7 +2,7 @@
 
 import uuid
 from collections.abc import Mapping
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any, Final
 
 import asyncpg
@@ -23,11 +23,13 @@ from control_plane.web.route import Access, Route
 from gateway.sql import load_queries
 
 SESSIONS_MAX: Final = 100  # open ones of an account; what was used longest ago ends
+OVER_KEPT: Final = timedelta(days=90)  # that a session is remembered after its end
 CODE_CHARS_MAX: Final = 40
 
 _QUERIES: Final = load_queries(__package__, "sessions.sql")
 _OPEN = _QUERIES["open"]
 _END_SURPLUS = _QUERIES["end_surplus"]
+_FORGET_OLD = _QUERIES["forget_old"]
 _PROVE_AGAIN = _QUERIES["prove_again"]
 _END = _QUERIES["end"]
 _END_ALL = _QUERIES["end_all"]
@@ -117,6 +119,7 @@ async def open_session(
     if row is None:
         raise bad_credentials()
     await connection.execute(_END_SURPLUS, proof.account_id, SESSIONS_MAX)
+    await connection.execute(_FORGET_OLD, proof.account_id, OVER_KEPT)
     await audit_log.record(
         connection,
         own_origin(request, proof.account_id, session_id),

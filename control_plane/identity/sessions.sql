@@ -83,6 +83,11 @@ WHERE id IN (
     ORDER BY last_seen_at DESC, id OFFSET $2
 )
 
+-- name: forget_old
+-- Forget those sessions of an account that were over long ago.
+DELETE FROM sessions
+WHERE account_id = $1 AND coalesce(ended_at, expires_at) < clock_timestamp() - $2::interval
+
 -- name: rehash
 -- Keep a newer hash of the same password.
 UPDATE accounts SET password_hash = $3, password_key = $4

@@ -80,4 +80,4 @@ GRANT EXECUTE ON FUNCTION
     sign_in_account(text), good_link(bytea, text), throttle_give_back(text[])
 TO kaixu_control;
 GRANT SELECT, INSERT, UPDATE, DELETE ON signups TO kaixu_control;
-GRANT DELETE ON mailed_links TO kaixu_control;
+GRANT DELETE ON mailed_links, sessions TO kaixu_control;

@@ -153,6 +153,21 @@ async def test_an_account_has_a_bounded_number_of_sessions(
     assert await is_open(node, account)
 
 
+async def test_sessions_that_were_over_long_ago_are_forgotten(
+    node: Node, account: Account, owner: asyncpg.Connection
+) -> None:
+    await owner.execute(
+        """
+        INSERT INTO sessions (id, account_id, expires_at, methods, ended_at)
+        SELECT gen_random_uuid(), $1, now() - make_interval(days => days), '{pwd}', ended_at
+        FROM (VALUES (91, NULL), (89, NULL), (0, now() - interval '91 days')) AS s (days, ended_at)
+        """,
+        account.account_id,
+    )
+    assert (await sign_in(node, account.email)).status == 201
+    assert await owner.fetchval("SELECT count(*) FROM sessions") == 3
+
+
 async def test_what_is_dangerous_takes_a_fresh_proof(
     node: Node, account: Account, owner: asyncpg.Connection
 ) -> None:
