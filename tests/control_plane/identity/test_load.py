@@ -16,8 +16,7 @@ from tests.control_plane.identity.accounts import Account, registered, sign_in
 MANY = 60
 LAG_SECONDS_MAX = 0.020
 OTHERS_SECONDS_MAX = 0.5  # on a machine whose cores all hash
-A_SECOND = 5
-SECONDS = 12
+A_SECOND_MAX = 5
 SIGN_IN_SECONDS_MAX = 1.0  # with two cores to itself, where a hash takes 0.2 s
 
 
@@ -64,18 +63,27 @@ async def test_a_flood_of_sign_ins_is_turned_away_and_the_loop_goes_on(
 
 
 @pytest.mark.slow
-async def test_five_sign_ins_a_second_are_quick(proxied: ServerSettings) -> None:
+async def test_sign_ins_are_quick_at_half_of_what_the_machine_can_hash(
+    proxied: ServerSettings,
+) -> None:
+    """Five a second on two cores; fewer where others use them too."""
     async with started(proxied, password_cost=BCRYPT_COST) as node:
         account = await registered(node)
-        _, alone = min([await attempt(node, account, at, account.password) for at in range(3)])
+        began = time.perf_counter()
+        hasher = node.services.passwords
+        await asyncio.gather(*(hasher.hash("x") for _ in range(THREADS * 10)))
+        a_second = min(A_SECOND_MAX, THREADS * 5 / (time.perf_counter() - began))
+        alone = min(
+            [await attempt(node, account, at, account.password) for at in range(3)]
+        )[1]  # fmt: skip
         async with asyncio.TaskGroup() as group:
             tried = []
-            for at in range(A_SECOND * SECONDS):
+            for at in range(MANY):
                 tried.append(group.create_task(attempt(node, account, at, account.password)))
-                await asyncio.sleep(1 / A_SECOND)
+                await asyncio.sleep(1 / a_second)
     statuses, took = zip(*(one.result() for one in tried), strict=True)
     assert set(statuses) == {201}
     p99 = sorted(took)[int(len(took) * 0.99)]
-    print(f"p50 {sorted(took)[len(took) // 2] * 1000:.0f} ms, p99 {p99 * 1000:.0f} ms")
-    # A machine that others use as well is slower in all that it does.
+    p50 = sorted(took)[len(took) // 2]
+    print(f"{a_second:.1f} a second: p50 {p50 * 1000:.0f} ms, p99 {p99 * 1000:.0f} ms")
     assert p99 < max(SIGN_IN_SECONDS_MAX, alone * 5)
