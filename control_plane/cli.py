@@ -23,7 +23,8 @@ from control_plane.billing.usage import GROUPINGS, report_usage
 from control_plane.database import DatabasePlace, open_database
 from control_plane.errors import BadArgument, ControlError, Refused
 from control_plane.files import make_private, write_private
-from control_plane.local import Ready, UpOptions, run_up
+from control_plane.local import run_up
+from control_plane.local_facts import Ready, UpOptions
 from control_plane.local_plane import COMMAND as CONTROL_PLANE
 from control_plane.local_plane import SECRETS as CONTROL_SECRETS
 from control_plane.local_plane import keep_secrets, with_files

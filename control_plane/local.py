@@ -7,21 +7,15 @@ database and an environment that has nothing that it does not need.
 
 import asyncio
 import contextlib
-import fcntl
-import os
 import signal
-import socket
-import sys
 import time
-from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Any, Final
 from urllib.parse import urlsplit
 
 import asyncpg
 
-from control_plane.database import DatabasePlace, connected
+from control_plane.database import connected
 from control_plane.errors import BadArgument, ControlError, DatabaseUnreachable, Refused
 from control_plane.files import make_private, write_private
 from control_plane.identity.first_owner import (
@@ -30,9 +24,10 @@ from control_plane.identity.first_owner import (
     FirstOwner,
     make_first_owner,
 )
-from control_plane.local_plane import COMMAND as CONTROL_PLANE
+from control_plane.local_facts import Ready, UpOptions
 from control_plane.local_plane import control_environment, control_keys, keep_secrets
-from control_plane.machine import Login, Machine, keep_role, load_machine, with_login
+from control_plane.local_simulator import Simulator, find_simulator
+from control_plane.machine import Login, Machine, held, keep_role, load_machine, with_login
 from control_plane.migrate import migrate
 from control_plane.postgres import EmbeddedPostgres, wheel_binaries
 from control_plane.processes import KeptProcess, reduced
@@ -62,7 +57,6 @@ DRAIN_MARGIN_SECONDS: Final = 15.0  # that a gateway gets beyond its own drain t
 SIMULATOR_STOP_SECONDS: Final = 5.0
 CONTROL_STOP_SECONDS: Final = 15.0  # its requests get 10
 WATCH_SECONDS: Final = 1.0  # between two looks whether PostgreSQL runs
-CONNECT_SECONDS: Final = 1.0  # to another machine's simulator
 
 # Vendors that come by themselves: name and kind, and the variable with the key.
 VENDOR_KEYS: Final = (
@@ -93,52 +87,6 @@ GATEWAY_SETTINGS: Final = (
 )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class UpOptions:
-    """How to run. A port 0 is any free one; `workers` None: one for each core."""
-
-    place: DatabasePlace
-    host: str
-    port: int
-    ops_port: int
-    workers: int | None
-    admin_port: int = 0
-    environment: Mapping[str, str] = field(repr=False)
-    gateway: tuple[str, ...] = (sys.executable, "-P", "-m", "gateway")  # how it is started
-    control_plane: tuple[str, ...] = CONTROL_PLANE
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Ready:
-    """What runs now. `simulated` are the vendors that the simulator stands in for."""
-
-    gateway_url: str
-    ops_url: str
-    admin_url: str
-    data_dir: str
-    database_url: str = field(repr=False)
-    supervisor_pid: int
-    simulator_tally: str | None
-    token: str | None = field(repr=False)
-    owner: FirstOwner | None
-    simulated: tuple[str, ...]
-
-    def document(self) -> dict[str, Any]:
-        """Return the line that scripts read."""
-        return {
-            "gateway_url": self.gateway_url,
-            "ops_url": self.ops_url,
-            "admin_url": self.admin_url,
-            "data_dir": self.data_dir,
-            "database_url": self.database_url,
-            "supervisor_pid": self.supervisor_pid,
-            "simulator_tally": self.simulator_tally,
-            "token": self.token,
-            "owner_email": None if self.owner is None else self.owner.email,
-            "owner_password": None if self.owner is None else self.owner.password,
-        }
-
-
 async def run_up(
     options: UpOptions, *, announce: Callable[[Ready], None], note: Callable[[str], None]
 ) -> None:
@@ -165,7 +113,7 @@ async def run_up(
     for number in numbers:
         loop.add_signal_handler(number, stop, number)
     try:
-        with _alone(options.place.data_dir):
+        with held(options.place.data_dir):
             await up.run()
     except asyncio.CancelledError:
         if not asked:
@@ -262,7 +210,7 @@ class _Up:
     async def _keep(
         self,
         planes: Sequence[KeptProcess],
-        simulator: "_Simulator | None",
+        simulator: Simulator | None,
         postgres: EmbeddedPostgres | None,
         url: str,
     ) -> None:
@@ -378,7 +326,7 @@ class _Up:
         self,
         owner: asyncpg.Connection,
         keys: Mapping[str, str | None],
-        simulator: "_Simulator | None",
+        simulator: Simulator | None,
     ) -> None:
         present = {row["name"]: row for row in await list_vendors(owner)}
         for name, key in keys.items():
@@ -404,39 +352,22 @@ class _Up:
         owner: asyncpg.Connection,
         opened: contextlib.AsyncExitStack,
         keys: Mapping[str, str | None],
-    ) -> "_Simulator | None":
-        """Start the simulator where some vendor needs it, on the port where the vendors expect it.
-
-        Machines that share a database and are one (a trial) share the simulator of the first.
-        """
-        present = {row["name"]: row for row in await list_vendors(owner)}
-        needs = [
-            n for n in keys if keys[n] is None and (n not in present or present[n]["is_simulator"])
-        ]
-        simulated = [row for row in present.values() if row["is_simulator"]]
-        if not needs and not simulated:
-            return None
-        port = urlsplit(simulated[0]["base_url"]).port or 0 if simulated else 0
-        if port and await _is_listening(port):
-            if not self._place.is_embedded:
-                return _Simulator(port=port)
-            port = 0
-        folder = self._data_dir / "simulator"
-        make_private(folder)
-        simulator = _Simulator(port=port, tally=folder / "tally.jsonl")
-        simulator.process = KeptProcess(
-            "simulator",
-            lambda: (simulator.command(), reduced(self._environment)),
+    ) -> Simulator | None:
+        simulator = await find_simulator(
+            owner,
+            keys=keys,
+            data_dir=self._data_dir,
+            is_embedded=self._place.is_embedded,
+            environment=self._environment,
             note=self._note,
-            ready_seconds_max=READY_SECONDS_MAX,
-            dies_with_us=True,
         )
-        self._processes.append(simulator.process)
-        opened.push_async_callback(simulator.process.stop, seconds_max=SIMULATOR_STOP_SECONDS)
-        simulator.port = (await simulator.process.start())["port"]
+        if simulator is not None and simulator.process is not None:
+            self._processes.append(simulator.process)
+            opened.push_async_callback(simulator.process.stop, seconds_max=SIMULATOR_STOP_SECONDS)
+            simulator.port = (await simulator.process.start())["port"]
         return simulator
 
-    # --------------------------------------------------------------------------------- gateway
+    # ---------------------------------------------------------------------------------- planes
 
     def _gateway(self, machine: Machine, secret: Mapping[str, str]) -> KeptProcess:
         journal = self._data_dir / "journal"
@@ -490,45 +421,6 @@ class _Up:
         )
 
 
-@dataclass(slots=True, kw_only=True)
-class _Simulator:
-    """The simulator; `process` and `tally` are None where it is another `up`'s."""
-
-    port: int
-    tally: Path | None = None
-    process: KeptProcess | None = None
-
-    def command(self) -> list[str]:
-        """Return how it is started; on the same port again once it has one."""
-        start = [sys.executable, "-P", "-m", "gateway.vendors.simulator"]
-        return [*start, "--port", str(self.port), "--tally", str(self.tally)]
-
-
-@contextlib.contextmanager
-def _alone(data_dir: Path) -> Iterator[None]:
-    """Hold the data folder. Raises Refused where another `up` does."""
-    try:
-        make_private(data_dir)
-        lock = os.open(data_dir / "up.lock", os.O_RDWR | os.O_CREAT, 0o600)
-    except OSError as error:
-        raise BadArgument(f"{data_dir} can't be used: {error.strerror}.", field="data") from error
-    try:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            holder = os.pread(lock, 20, 0).decode("ascii", "replace").strip() or "unknown"
-            raise Refused(
-                f"`kaixu up` runs on {data_dir} already (process {holder}).",
-                field="data",
-                code="already_running",
-            ) from None
-        os.ftruncate(lock, 0)
-        os.pwrite(lock, f"{os.getpid()}\n".encode(), 0)
-        yield
-    finally:
-        os.close(lock)
-
-
 async def _all(
     gateway: Coroutine[Any, Any, dict[str, Any]],
     control: Coroutine[Any, Any, dict[str, Any]],
@@ -546,18 +438,6 @@ async def _all(
     except* (ControlError, OSError) as failed:
         raise failed.exceptions[0] from failed
     return facts.result(), told.result(), owner.result()
-
-
-async def _is_listening(port: int) -> bool:
-    def connect() -> bool:
-        with (
-            contextlib.suppress(OSError),
-            socket.create_connection(("127.0.0.1", port), timeout=CONNECT_SECONDS),
-        ):
-            return True
-        return False
-
-    return await asyncio.to_thread(connect)
 
 
 def _drain_seconds(text: str) -> float:

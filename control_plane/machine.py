@@ -1,12 +1,16 @@
 """What a data folder keeps of this machine: its name, and the logins of its two planes."""
 
 import base64
+import contextlib
+import fcntl
 import hashlib
 import hmac
 import json
+import os
 import re
 import secrets
 import socket
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -14,8 +18,8 @@ from urllib.parse import parse_qsl, quote, urlencode, urlsplit, urlunsplit
 
 import asyncpg
 
-from control_plane.errors import Refused
-from control_plane.files import write_private
+from control_plane.errors import BadArgument, Refused
+from control_plane.files import make_private, write_private
 from gateway.sql import load_queries
 
 PASSWORD_BYTES: Final = 24
@@ -83,6 +87,31 @@ def load_machine(data_dir: Path) -> Machine:
         )
     except (ValueError, KeyError, TypeError):
         raise Refused(f"{path} is damaged: remove it, and the machine gets a new name.") from None
+
+
+@contextlib.contextmanager
+def held(data_dir: Path) -> Iterator[None]:
+    """Hold the data folder. Raises Refused where another `up` does."""
+    try:
+        make_private(data_dir)
+        lock = os.open(data_dir / "up.lock", os.O_RDWR | os.O_CREAT, 0o600)
+    except OSError as error:
+        raise BadArgument(f"{data_dir} can't be used: {error.strerror}.", field="data") from error
+    try:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = os.pread(lock, 20, 0).decode("ascii", "replace").strip() or "unknown"
+            raise Refused(
+                f"`kaixu up` runs on {data_dir} already (process {holder}).",
+                field="data",
+                code="already_running",
+            ) from None
+        os.ftruncate(lock, 0)
+        os.pwrite(lock, f"{os.getpid()}\n".encode(), 0)
+        yield
+    finally:
+        os.close(lock)
 
 
 async def keep_role(connection: asyncpg.Connection, login: Login) -> None:

@@ -18,7 +18,8 @@ import pytest
 
 from control_plane.database import DatabasePlace
 from control_plane.errors import BadArgument, Refused
-from control_plane.local import Ready, UpOptions, run_up
+from control_plane.local import run_up
+from control_plane.local_facts import Ready, UpOptions
 from control_plane.local_plane import COMMAND as CONTROL_PLANE
 from control_plane.machine import load_machine
 from control_plane.processes import ProcessFailed
