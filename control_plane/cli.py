@@ -23,11 +23,12 @@ from control_plane.billing.usage import GROUPINGS, report_usage
 from control_plane.database import DatabasePlace, open_database
 from control_plane.errors import BadArgument, ControlError, Refused
 from control_plane.files import make_private, write_private
+from control_plane.identity.account_rescue import list_accounts, reset_account
 from control_plane.local import run_up
 from control_plane.local_facts import Ready, UpOptions
 from control_plane.local_plane import COMMAND as CONTROL_PLANE
 from control_plane.local_plane import SECRETS as CONTROL_SECRETS
-from control_plane.local_plane import keep_secrets, with_files
+from control_plane.local_plane import find_control_keys, keep_secrets, with_files
 from control_plane.migrate import load_migrations, migrate
 from control_plane.settings import (
     SECRET_BYTES_MAX,
@@ -131,6 +132,11 @@ def token() -> None:
 @kaixu.group()
 def limit() -> None:
     """Limits on tokens, users, workspaces and the org."""
+
+
+@kaixu.group()
+def account() -> None:
+    """People who sign in to the control plane."""
 
 
 @kaixu.group()
@@ -444,6 +450,32 @@ def _print_resealed(told: dict[str, Any], as_json: bool) -> None:  # noqa: FBT00
     if told["failed"]:
         names = ", ".join(f"{one['name']} ({one['problem']})" for one in told["failed"])
         raise Refused(f"Not sealed anew: {names}")
+
+
+# ----------------------------------------------------------------------------------------- accounts
+
+
+@command(account, "list")
+def account_list(*, place: DatabasePlace, as_json: bool) -> None:
+    """List the accounts of people."""
+    rows = _run(place, list_accounts)
+    columns = ("email", "name", "is_operator", "totp", "created_at", "disabled_at")
+    _print(rows, as_json, output.table(rows, columns, empty="There is no account."))
+
+
+@command(account, "reset")
+@click.argument("email")
+@click.option("--totp", "forget_totp", is_flag=True, help="Forget the second factor as well.")
+def account_reset(*, place: DatabasePlace, as_json: bool, email: str, forget_totp: bool) -> None:
+    """Give somebody who can't get in a new password, and print it: this once."""
+    keys = find_control_keys(place.data_dir, os.environ)
+    told = _run(
+        place,
+        lambda connection: reset_account(connection, email, keys=keys, forget_totp=forget_totp),
+    )
+    if not as_json:
+        output.note(f"{told['email']} has a new password; it is shown this once:")
+    _print(told, as_json, told["password"])
 
 
 # ------------------------------------------------------------------------------------------- limits

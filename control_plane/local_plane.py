@@ -61,6 +61,19 @@ def keep_secrets(data_dir: Path, environment: Mapping[str, str]) -> dict[str, st
     return found
 
 
+def find_control_keys(data_dir: Path, environment: Mapping[str, str]) -> ControlKeys:
+    """Return the control plane's keys, which are there already. Raises Refused, BadArgument."""
+    path = data_dir / FILES[KEY_SETTING]
+    if read_secret(environment, KEY_SETTING) is not None:
+        return control_keys(environment)
+    if not path.exists():
+        raise Refused(
+            "The control plane's key is not here: name it in KAIXU_CONTROL_KEY_FILE.",
+            field=KEY_SETTING,
+        )
+    return control_keys({f"{KEY_SETTING}_FILE": str(path)})
+
+
 def control_keys(found: Mapping[str, str]) -> ControlKeys:
     """Return the keys that `keep_secrets` found. Raises Refused, BadArgument."""
     text = read_secret(found, KEY_SETTING)

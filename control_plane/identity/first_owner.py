@@ -1,6 +1,5 @@
 """The first person of an installation: who runs it, and owns the org that it begins with."""
 
-import asyncio
 import secrets
 import string
 from dataclasses import dataclass, field
@@ -10,7 +9,7 @@ import asyncpg
 
 from control_plane import audit_log
 from control_plane.identity.email_address import parse_email
-from control_plane.identity.passwords import PasswordHasher
+from control_plane.identity.passwords import hash_once
 from control_plane.secrets import ControlKeys
 from gateway.sql import load_queries
 
@@ -43,12 +42,8 @@ async def make_first_owner(
     address = parse_email(email, field=EMAIL_SETTING)
     if await connection.fetchval(_HAS_ACCOUNT):
         return None
-    password = "".join(secrets.choice(_ALPHABET) for _ in range(PASSWORD_CHARS))
-    hasher = PasswordHasher(keys)
-    try:
-        hashed = await hasher.hash(password)
-    finally:
-        await asyncio.to_thread(hasher.close)
+    password = make_password()
+    hashed = await hash_once(password, keys)
     async with connection.transaction():
         account_id = await connection.fetchval(
             _MAKE_OPERATOR, address.text, address.key, hashed.text, hashed.key_id
@@ -66,3 +61,8 @@ async def make_first_owner(
             after={"email": address.text, "is_operator": True, "role": "owner"},
         )
     return FirstOwner(email=address.text, password=password)
+
+
+def make_password() -> str:
+    """Return a password that nobody guesses."""
+    return "".join(secrets.choice(_ALPHABET) for _ in range(PASSWORD_CHARS))

@@ -7,6 +7,7 @@ exist takes as long as one that does.
 
 import asyncio
 import base64
+import contextlib
 import hmac
 import os
 import re
@@ -121,6 +122,12 @@ class PasswordHasher:
     def _let_go(self, _: Future[Result]) -> None:
         with self._lock:
             self._held -= 1
+
+
+async def hash_once(password: str, keys: ControlKeys) -> PasswordHash:
+    """Return the hash of a password, for a command that needs one only."""
+    with contextlib.closing(PasswordHasher(keys)) as hasher:
+        return await hasher.hash(password)
 
 
 class PasswordRules:
