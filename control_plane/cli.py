@@ -609,7 +609,7 @@ def _welcome(ready: Ready) -> str:
         "",
         f"  Gateway   {ready.gateway_url}",
         f"  Ops       {ready.ops_url}",
-        f"  Admin     {ready.admin_url}",
+        f"  Admin     {ready.admin_url or 'on other machines'}",
         f"  Data      {ready.data_dir}",
     ]
     if ready.token is not None:

@@ -22,10 +22,16 @@ from control_plane.identity.first_owner import (
     EMAIL_DEFAULT,
     EMAIL_SETTING,
     FirstOwner,
+    has_account,
     make_first_owner,
 )
 from control_plane.local_facts import Ready, UpOptions
-from control_plane.local_plane import control_environment, control_keys, keep_secrets
+from control_plane.local_plane import (
+    control_environment,
+    control_keys,
+    has_control_key,
+    keep_secrets,
+)
 from control_plane.local_simulator import Simulator, find_simulator
 from control_plane.machine import Login, Machine, held, keep_role, load_machine, with_login
 from control_plane.migrate import migrate
@@ -172,6 +178,8 @@ class _Up:
                 if gate_token and not await keep_service_token(owner, gate_token, ids=self._ids):
                     self._note("KAIXU_GATE_TOKEN was revoked, and stays so.")
                 vendors = await list_vendors(owner)
+                has_key = has_control_key(self._data_dir, self._environment)
+                knows_secrets = has_key or not await has_account(owner)
 
             environment = {**gateway_login, **vault}
             gateway = self._gateway(machine, environment)
@@ -179,23 +187,32 @@ class _Up:
             opened.push_async_callback(
                 gateway.stop, seconds_max=drain_seconds + DRAIN_MARGIN_SECONDS
             )
-            secrets = keep_secrets(self._data_dir, self._environment)
-            control = self._control_plane(control_login, secrets)
-            self._processes.append(control)
-            opened.push_async_callback(control.stop, seconds_max=CONTROL_STOP_SECONDS)
-            facts, told, first_owner = await _all(
-                gateway.start(), control.start(), self._first_owner(url, secrets)
-            )
+            planes = [gateway]
+            if knows_secrets:
+                secrets = keep_secrets(self._data_dir, self._environment)
+                planes.append(self._control_plane(control_login, secrets))
+                self._processes.append(planes[1])
+                opened.push_async_callback(planes[1].stop, seconds_max=CONTROL_STOP_SECONDS)
+                said, first_owner = await _ready(planes, self._first_owner(url, secrets))
+            else:
+                self._note(
+                    "The control plane does not run here: the key of its secrets is another "
+                    "machine's. Name that in KAIXU_CONTROL_KEY_FILE, and JWT_SECRET_FILE."
+                )
+                said, first_owner = await _ready(planes, None)
+            facts = said[0]
+            admin_url = said[1]["admin_url"] if len(said) > 1 else None
             self._port = urlsplit(facts["gateway_url"]).port or self._port
             self._ops_port = urlsplit(facts["ops_url"]).port or self._ops_port
-            self._admin_port = urlsplit(told["admin_url"]).port or self._admin_port
+            if admin_url is not None:
+                self._admin_port = urlsplit(admin_url).port or self._admin_port
             token = await self._first_token(url) if is_first else None
             tally = simulator.tally if simulator is not None else None
             self._announce(
                 Ready(
                     gateway_url=facts["gateway_url"],
                     ops_url=facts["ops_url"],
-                    admin_url=told["admin_url"],
+                    admin_url=admin_url,
                     data_dir=str(self._data_dir),
                     database_url=url,
                     supervisor_pid=facts["supervisor_pid"],
@@ -205,7 +222,7 @@ class _Up:
                     simulated=tuple(row["name"] for row in vendors if row["is_simulator"]),
                 )
             )
-            await self._keep([gateway, control], simulator, postgres, url)
+            await self._keep(planes, simulator, postgres, url)
 
     async def _keep(
         self,
@@ -421,23 +438,20 @@ class _Up:
         )
 
 
-async def _all(
-    gateway: Coroutine[Any, Any, dict[str, Any]],
-    control: Coroutine[Any, Any, dict[str, Any]],
-    first_owner: Coroutine[Any, Any, FirstOwner | None],
-) -> tuple[dict[str, Any], dict[str, Any], FirstOwner | None]:
-    """Return what both planes say when they are ready, and who owns the installation.
+async def _ready(
+    planes: Sequence[KeptProcess], first_owner: Coroutine[Any, Any, FirstOwner | None] | None
+) -> tuple[list[dict[str, Any]], FirstOwner | None]:
+    """Start the planes at once; return what they say, and the first owner, made meanwhile.
 
     Raises ControlError, OSError: the first, whichever that is.
     """
     try:
         async with asyncio.TaskGroup() as group:
-            facts = group.create_task(gateway)
-            told = group.create_task(control)
-            owner = group.create_task(first_owner)
+            said = [group.create_task(plane.start()) for plane in planes]
+            made = None if first_owner is None else group.create_task(first_owner)
     except* (ControlError, OSError) as failed:
         raise failed.exceptions[0] from failed
-    return facts.result(), told.result(), owner.result()
+    return [one.result() for one in said], None if made is None else made.result()
 
 
 def _drain_seconds(text: str) -> float:

@@ -31,7 +31,7 @@ class Ready:
 
     gateway_url: str
     ops_url: str
-    admin_url: str
+    admin_url: str | None  # None: the control plane runs on other machines
     data_dir: str
     database_url: str = field(repr=False)
     supervisor_pid: int

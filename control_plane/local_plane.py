@@ -66,12 +66,18 @@ def find_control_keys(data_dir: Path, environment: Mapping[str, str]) -> Control
     path = data_dir / FILES[KEY_SETTING]
     if read_secret(environment, KEY_SETTING) is not None:
         return control_keys(environment)
-    if not path.exists():
+    if not has_control_key(data_dir, environment):
         raise Refused(
             "The control plane's key is not here: name it in KAIXU_CONTROL_KEY_FILE.",
             field=KEY_SETTING,
         )
     return control_keys({f"{KEY_SETTING}_FILE": str(path)})
+
+
+def has_control_key(data_dir: Path, environment: Mapping[str, str]) -> bool:
+    """Return whether the control plane's key is here. Raises BadArgument."""
+    is_named = read_secret(environment, KEY_SETTING) is not None
+    return is_named or (data_dir / FILES[KEY_SETTING]).exists()
 
 
 def control_keys(found: Mapping[str, str]) -> ControlKeys:

@@ -40,7 +40,7 @@ async def make_first_owner(
     `connection` is the owner's. Raises BadArgument for an address that is none.
     """
     address = parse_email(email, field=EMAIL_SETTING)
-    if await connection.fetchval(_HAS_ACCOUNT):
+    if await has_account(connection):
         return None
     password = make_password()
     hashed = await hash_once(password, keys)
@@ -61,6 +61,11 @@ async def make_first_owner(
             after={"email": address.text, "is_operator": True, "role": "owner"},
         )
     return FirstOwner(email=address.text, password=password)
+
+
+async def has_account(connection: asyncpg.Connection) -> bool:
+    """Return whether there is an account."""
+    return bool(await connection.fetchval(_HAS_ACCOUNT))
 
 
 def make_password() -> str:

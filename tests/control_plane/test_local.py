@@ -248,7 +248,14 @@ async def test_machines_that_share_a_database_have_logins_of_their_own(
         assert one.token is not None
     async with up.running({"KAIXU_VAULT_KEY": pair.private}, url=url, name="two") as two:
         assert two.token is None
-    first, second = up.starts()
+        assert two.admin_url is None, "it can't read what the first one's control plane keeps"
+    assert any("control plane does not run here" in note for note in up.notes)
+    key = (up.folder / "one" / "control.key").read_text().strip()
+    given = {"KAIXU_VAULT_KEY": pair.private, "KAIXU_CONTROL_KEY": key}
+    async with up.running(given, url=url, name="two") as two:
+        assert two.admin_url is not None
+        assert two.owner is None
+    first, second, _ = up.starts()
     assert first["KAIXU_MACHINE"] != second["KAIXU_MACHINE"]
     assert first["KAIXU_VAULT_KEY"] == pair.private
     for environment in (first, second):
@@ -257,7 +264,7 @@ async def test_machines_that_share_a_database_have_logins_of_their_own(
 
     # A machine without the vault key may share simulators, but no keys that it can't open.
     async with up.running(url=url, name="three"):
-        assert "KAIXU_VAULT_KEY_FILE" not in up.starts()[2]
+        assert "KAIXU_VAULT_KEY_FILE" not in up.starts()[3]
     with pytest.raises(Refused) as refused:
         await run_up(
             up.options({"GEMINI_API_KEY": "key"}, url, "three"), announce=print, note=print
@@ -265,8 +272,8 @@ async def test_machines_that_share_a_database_have_logins_of_their_own(
     assert refused.value.code == "no_vault_key"
     owner = await asyncpg.connect(url)
     urls = [e["KAIXU_GATEWAY_DATABASE_URL"] for e in up.starts()]
-    urls += {e["KAIXU_CONTROL_DATABASE_URL"] for e in up.control_starts()}
-    roles = [url.split("//")[1].split(":")[0] for url in urls]
+    roles = {url.split("//")[1].split(":")[0] for url in urls}
+    roles |= {role.replace("kaixu_gateway", "kaixu_control") for role in roles}
     for role in roles:
         await owner.execute(f"DROP ROLE {role}")
     await owner.close()
