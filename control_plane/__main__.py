@@ -10,12 +10,15 @@ import signal
 import socket
 import sys
 import time
+from dataclasses import replace
 
 import msgspec
 import uvloop
 
 from control_plane.app import listening, make_app
 from control_plane.errors import BadArgument, ControlError
+from control_plane.identity.passwords import PasswordHasher, PasswordRules
+from control_plane.identity.second_factor import reseal_all
 from control_plane.mail import open_outbox
 from control_plane.server_settings import ServerSettings, load_server_settings
 from control_plane.services import Services
@@ -32,26 +35,30 @@ async def serve(settings: ServerSettings, log: Log) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     with contextlib.closing(_bound(settings.host, settings.port)) as sock:
+        settings = _with_port(settings, sock.getsockname()[1])
         async with open_control_database(settings.database_url) as database:
             if settings.is_production:
                 await _check_role(database)
-            async with open_outbox(None, is_production=settings.is_production, log=log) as outbox:
-                services = Services(
-                    settings=settings,
-                    database=database,
-                    session_keys=settings.session_keys,
-                    outbox=outbox,
-                    ids=IdMaker(time.time),
-                    log=log,
-                    now=time.time,
-                )
-                async with listening(make_app(services), sock, services):
-                    host, port = sock.getsockname()[:2]
-                    shown = f"[{host}]" if ":" in host else host
-                    line = msgspec.json.encode({"admin_url": f"http://{shown}:{port}"})
-                    sys.stdout.write(line.decode() + "\n")
-                    sys.stdout.flush()
-                    await stop.wait()
+            await _reseal(settings, database, log)
+            async with open_outbox(
+                settings.mail, is_production=settings.is_production, log=log
+            ) as outbox:
+                with contextlib.closing(PasswordHasher(settings.control_keys)) as passwords:
+                    services = Services(
+                        settings=settings,
+                        database=database,
+                        session_keys=settings.session_keys,
+                        control_keys=settings.control_keys,
+                        passwords=passwords,
+                        password_rules=PasswordRules(),
+                        outbox=outbox,
+                        ids=IdMaker(time.time),
+                        log=log,
+                        now=time.time,
+                    )
+                    async with listening(make_app(services), sock, services):
+                        _say_ready(sock)
+                        await stop.wait()
 
 
 async def _check_role(database: ControlDatabase) -> None:
@@ -63,6 +70,31 @@ async def _check_role(database: ControlDatabase) -> None:
             f"Row-level policies do not bind this login. {FIX}",
             field="KAIXU_CONTROL_DATABASE_URL",
         )
+
+
+async def _reseal(settings: ServerSettings, database: ControlDatabase, log: Log) -> None:
+    """Seal to the current key what is sealed to the one before, where there are two."""
+    if len(settings.control_keys.keys) > 1:
+        async with database.connection() as connection:
+            resealed = await reseal_all(connection, settings.control_keys)
+        log.info("sealed anew", secrets=resealed, key_id=settings.control_keys.current)
+
+
+def _with_port(settings: ServerSettings, port: int) -> ServerSettings:
+    """Put the port that was free where any was asked for, also into links that nobody named."""
+    if settings.port:
+        return settings
+    url = settings.public_url.removesuffix(":0")
+    public_url = settings.public_url if url == settings.public_url else f"{url}:{port}"
+    return replace(settings, port=port, public_url=public_url)
+
+
+def _say_ready(sock: socket.socket) -> None:
+    host, port = sock.getsockname()[:2]
+    shown = f"[{host}]" if ":" in host else host
+    line = msgspec.json.encode({"admin_url": f"http://{shown}:{port}"})
+    sys.stdout.write(line.decode() + "\n")
+    sys.stdout.flush()
 
 
 def _bound(host: str, port: int) -> socket.socket:

@@ -23,7 +23,12 @@ from control_plane.billing.usage import GROUPINGS, report_usage
 from control_plane.database import DatabasePlace, open_database
 from control_plane.errors import BadArgument, ControlError, Refused
 from control_plane.files import make_private, write_private
-from control_plane.local import Ready, UpOptions, run_up
+from control_plane.identity.account_rescue import list_accounts, reset_account
+from control_plane.local import run_up
+from control_plane.local_facts import Ready, UpOptions
+from control_plane.local_plane import COMMAND as CONTROL_PLANE
+from control_plane.local_plane import SECRETS as CONTROL_SECRETS
+from control_plane.local_plane import find_control_keys, keep_secrets, with_files
 from control_plane.migrate import load_migrations, migrate
 from control_plane.settings import (
     SECRET_BYTES_MAX,
@@ -75,6 +80,12 @@ PORT: Final = click.IntRange(0, PORT_MAX)
 # What the gateway never needs, and so never sees.
 OWNERS_SETTINGS: Final = ("KAIXU_DATABASE_URL", "KAIXU_DATABASE_URL_FILE", "KAIXU_GATE_TOKEN")
 VENDOR_KEYS: Final = ("OPENAI_API_KEY", "ANTHROPIC_API_KEY", "GEMINI_API_KEY")
+# What the control plane never needs, and so never sees.
+GATEWAY_SECRETS: Final = (
+    "KAIXU_VAULT_KEY",
+    "KAIXU_GATEWAY_DATABASE_URL",
+    "KAIXU_FEED_DATABASE_URL",
+)
 
 
 def command(group: click.Group, name: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
@@ -124,6 +135,11 @@ def limit() -> None:
 
 
 @kaixu.group()
+def account() -> None:
+    """People who sign in to the control plane."""
+
+
+@kaixu.group()
 def vault() -> None:
     """The key that opens vendor keys."""
 
@@ -135,7 +151,7 @@ def vault() -> None:
 @click.option("--host", default="127.0.0.1", show_default=True, help="Where clients call.")
 @click.option("--port", type=PORT, default=8080, show_default=True, help="0: any free one.")
 @click.option("--ops-port", type=PORT, default=9090, show_default=True, help="Health and metrics.")
-@click.option("--admin-port", type=PORT, default=8081, show_default=True, help="Not used yet.")
+@click.option("--admin-port", type=PORT, default=8081, show_default=True, help="The control plane.")
 @click.option("--workers", type=click.IntRange(1, WORKERS_MAX), help="[default: one a core]")
 def up(
     *,
@@ -148,12 +164,12 @@ def up(
     workers: int | None,
 ) -> None:
     """Run everything on this machine, until Ctrl-C."""
-    del admin_port  # scripts may name it already
     options = UpOptions(
         place=place,
         host=host,
         port=port,
         ops_port=ops_port,
+        admin_port=admin_port,
         workers=workers,
         environment=dict(os.environ),
     )
@@ -178,13 +194,25 @@ def migrate_command(*, place: DatabasePlace, as_json: bool) -> None:
 def gateway_command(*, place: DatabasePlace, as_json: bool) -> None:
     """Run the gateway alone, by its own settings: KAIXU_GATEWAY_DATABASE_URL and others."""
     del as_json  # it says in JSON that it is ready
-    hidden = {*OWNERS_SETTINGS, *VENDOR_KEYS, *(f"{name}_FILE" for name in VENDOR_KEYS)}
+    hidden = {*OWNERS_SETTINGS, *with_files(VENDOR_KEYS), *with_files(CONTROL_SECRETS)}
     environment = {name: value for name, value in os.environ.items() if name not in hidden}
     if "KAIXU_JOURNAL_DIR" not in environment:
         _make_data_dir(place)
         environment["KAIXU_JOURNAL_DIR"] = str(place.data_dir / "journal")
     sys.stdout.flush()
     os.execve(sys.executable, [sys.executable, "-P", "-m", "gateway"], environment)  # noqa: S606
+
+
+@command(kaixu, "control-plane")
+def control_plane_command(*, place: DatabasePlace, as_json: bool) -> None:
+    """Run the control plane alone, by its own settings: KAIXU_CONTROL_DATABASE_URL and others."""
+    del as_json  # it says in JSON that it is ready
+    hidden = {*OWNERS_SETTINGS, *with_files((*VENDOR_KEYS, *GATEWAY_SECRETS))}
+    environment = {name: value for name, value in os.environ.items() if name not in hidden}
+    _make_data_dir(place)
+    environment |= keep_secrets(place.data_dir, environment)
+    sys.stdout.flush()
+    os.execve(CONTROL_PLANE[0], list(CONTROL_PLANE), environment)  # noqa: S606
 
 
 # ------------------------------------------------------------------------------------------ vendors
@@ -424,6 +452,32 @@ def _print_resealed(told: dict[str, Any], as_json: bool) -> None:  # noqa: FBT00
         raise Refused(f"Not sealed anew: {names}")
 
 
+# ----------------------------------------------------------------------------------------- accounts
+
+
+@command(account, "list")
+def account_list(*, place: DatabasePlace, as_json: bool) -> None:
+    """List the accounts of people."""
+    rows = _run(place, list_accounts)
+    columns = ("email", "name", "is_operator", "totp", "created_at", "disabled_at")
+    _print(rows, as_json, output.table(rows, columns, empty="There is no account."))
+
+
+@command(account, "reset")
+@click.argument("email")
+@click.option("--totp", "forget_totp", is_flag=True, help="Forget the second factor as well.")
+def account_reset(*, place: DatabasePlace, as_json: bool, email: str, forget_totp: bool) -> None:
+    """Give somebody who can't get in a new password, and print it: this once."""
+    keys = find_control_keys(place.data_dir, os.environ)
+    told = _run(
+        place,
+        lambda connection: reset_account(connection, email, keys=keys, forget_totp=forget_totp),
+    )
+    if not as_json:
+        output.note(f"{told['email']} has a new password; it is shown this once:")
+    _print(told, as_json, told["password"])
+
+
 # ------------------------------------------------------------------------------------------- limits
 
 
@@ -555,10 +609,14 @@ def _welcome(ready: Ready) -> str:
         "",
         f"  Gateway   {ready.gateway_url}",
         f"  Ops       {ready.ops_url}",
+        f"  Admin     {ready.admin_url or 'on other machines'}",
         f"  Data      {ready.data_dir}",
     ]
     if ready.token is not None:
         lines += [f"  Token     {ready.token}", "            (shown this once, good for 30 days)"]
+    if ready.owner is not None:
+        lines += [f"  Owner     {ready.owner.email}", f"  Password  {ready.owner.password}"]
+        lines += ["            (shown this once)"]
     if ready.simulated:
         names = ", ".join(ready.simulated)
         lines += ["", f"  Simulated: {names}. The simulator stands in until there is a key, as"]

@@ -63,7 +63,7 @@ class DatabaseUnreachable(ControlError):
 
 
 class Unauthenticated(ControlError):
-    """Nobody knows who asks."""
+    """Nobody knows who asks, or what was to prove it does not."""
 
     status = 401
     code = "unauthenticated"

@@ -1,30 +1,39 @@
 """`kaixu up`: everything on one machine, started in order, kept running, stopped in order.
 
-PostgreSQL (embedded, unless there is one), migrations, keys, vendors, the simulator, the gateway.
-The simulator and the gateway are processes of their own: the gateway with its own login to the
+PostgreSQL (embedded, unless there is one), migrations, keys, vendors, the simulator, the gateway,
+the control plane. The last three are processes of their own: each plane with its own login to the
 database and an environment that has nothing that it does not need.
 """
 
 import asyncio
 import contextlib
-import fcntl
-import os
 import signal
-import socket
-import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Any, Final
 from urllib.parse import urlsplit
 
 import asyncpg
 
-from control_plane.database import DatabasePlace, connected
+from control_plane.database import connected
 from control_plane.errors import BadArgument, ControlError, DatabaseUnreachable, Refused
 from control_plane.files import make_private, write_private
-from control_plane.machine import Machine, keep_role, load_machine, with_login
+from control_plane.identity.first_owner import (
+    EMAIL_DEFAULT,
+    EMAIL_SETTING,
+    FirstOwner,
+    has_account,
+    make_first_owner,
+)
+from control_plane.local_facts import Ready, UpOptions
+from control_plane.local_plane import (
+    control_environment,
+    control_keys,
+    has_control_key,
+    keep_secrets,
+)
+from control_plane.local_simulator import Simulator, find_simulator
+from control_plane.machine import Login, Machine, held, keep_role, load_machine, with_login
 from control_plane.migrate import migrate
 from control_plane.postgres import EmbeddedPostgres, wheel_binaries
 from control_plane.processes import KeptProcess, reduced
@@ -52,8 +61,8 @@ READY_SECONDS_MAX: Final = 60.0  # each process, until it says that it is ready
 DRAIN_SECONDS_DEFAULT: Final = 120.0
 DRAIN_MARGIN_SECONDS: Final = 15.0  # that a gateway gets beyond its own drain timeout
 SIMULATOR_STOP_SECONDS: Final = 5.0
+CONTROL_STOP_SECONDS: Final = 15.0  # its requests get 10
 WATCH_SECONDS: Final = 1.0  # between two looks whether PostgreSQL runs
-CONNECT_SECONDS: Final = 1.0  # to another machine's simulator
 
 # Vendors that come by themselves: name and kind, and the variable with the key.
 VENDOR_KEYS: Final = (
@@ -84,48 +93,6 @@ GATEWAY_SETTINGS: Final = (
 )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class UpOptions:
-    """How to run. A port 0 is any free one; `workers` None: one for each core."""
-
-    place: DatabasePlace
-    host: str
-    port: int
-    ops_port: int
-    workers: int | None
-    environment: Mapping[str, str] = field(repr=False)
-    gateway: tuple[str, ...] = (sys.executable, "-P", "-m", "gateway")  # how it is started
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Ready:
-    """What runs now. `simulated` are the vendors that the simulator stands in for."""
-
-    gateway_url: str
-    ops_url: str
-    data_dir: str
-    database_url: str = field(repr=False)
-    supervisor_pid: int
-    simulator_tally: str | None
-    token: str | None = field(repr=False)
-    simulated: tuple[str, ...]
-
-    def document(self) -> dict[str, Any]:
-        """Return the line that scripts read."""
-        return {
-            "gateway_url": self.gateway_url,
-            "ops_url": self.ops_url,
-            "admin_url": None,
-            "data_dir": self.data_dir,
-            "database_url": self.database_url,
-            "supervisor_pid": self.supervisor_pid,
-            "simulator_tally": self.simulator_tally,
-            "token": self.token,
-            "owner_email": None,
-            "owner_password": None,
-        }
-
-
 async def run_up(
     options: UpOptions, *, announce: Callable[[Ready], None], note: Callable[[str], None]
 ) -> None:
@@ -152,7 +119,7 @@ async def run_up(
     for number in numbers:
         loop.add_signal_handler(number, stop, number)
     try:
-        with _alone(options.place.data_dir):
+        with held(options.place.data_dir):
             await up.run()
     except asyncio.CancelledError:
         if not asked:
@@ -182,6 +149,7 @@ class _Up:
         self._processes: list[KeptProcess] = []
         self._ids = IdMaker(time.time)
         self._port, self._ops_port = options.port, options.ops_port
+        self._admin_port = options.admin_port
 
     def hurry(self) -> None:
         """Wait for no stream any more."""
@@ -200,6 +168,9 @@ class _Up:
             async with connected(url, migrated=False) as owner:
                 await migrate(owner)
                 gateway_login = await self._gateway_login(owner, machine, url)
+                control_login = await self._login(
+                    owner, machine.control, url, setting="KAIXU_CONTROL_DATABASE_URL"
+                )
                 vault = await self._vault(owner, has_keys=any(keys.values()))
                 simulator = await self._open_simulator(owner, opened, keys)
                 await self._keep_vendors(owner, keys, simulator)
@@ -207,6 +178,8 @@ class _Up:
                 if gate_token and not await keep_service_token(owner, gate_token, ids=self._ids):
                     self._note("KAIXU_GATE_TOKEN was revoked, and stays so.")
                 vendors = await list_vendors(owner)
+                has_key = has_control_key(self._data_dir, self._environment)
+                knows_secrets = has_key or not await has_account(owner)
 
             environment = {**gateway_login, **vault}
             gateway = self._gateway(machine, environment)
@@ -214,35 +187,54 @@ class _Up:
             opened.push_async_callback(
                 gateway.stop, seconds_max=drain_seconds + DRAIN_MARGIN_SECONDS
             )
-            facts = await gateway.start()
+            planes = [gateway]
+            if knows_secrets:
+                secrets = keep_secrets(self._data_dir, self._environment)
+                planes.append(self._control_plane(control_login, secrets))
+                self._processes.append(planes[1])
+                opened.push_async_callback(planes[1].stop, seconds_max=CONTROL_STOP_SECONDS)
+                said, first_owner = await _ready(planes, self._first_owner(url, secrets))
+            else:
+                self._note(
+                    "The control plane does not run here: the key of its secrets is another "
+                    "machine's. Name that in KAIXU_CONTROL_KEY_FILE, and JWT_SECRET_FILE."
+                )
+                said, first_owner = await _ready(planes, None)
+            facts = said[0]
+            admin_url = said[1]["admin_url"] if len(said) > 1 else None
             self._port = urlsplit(facts["gateway_url"]).port or self._port
             self._ops_port = urlsplit(facts["ops_url"]).port or self._ops_port
+            if admin_url is not None:
+                self._admin_port = urlsplit(admin_url).port or self._admin_port
             token = await self._first_token(url) if is_first else None
             tally = simulator.tally if simulator is not None else None
             self._announce(
                 Ready(
                     gateway_url=facts["gateway_url"],
                     ops_url=facts["ops_url"],
+                    admin_url=admin_url,
                     data_dir=str(self._data_dir),
                     database_url=url,
                     supervisor_pid=facts["supervisor_pid"],
                     simulator_tally=None if tally is None else str(tally),
                     token=token,
+                    owner=first_owner,
                     simulated=tuple(row["name"] for row in vendors if row["is_simulator"]),
                 )
             )
-            await self._keep(gateway, simulator, postgres, url)
+            await self._keep(planes, simulator, postgres, url)
 
     async def _keep(
         self,
-        gateway: KeptProcess,
-        simulator: "_Simulator | None",
+        planes: Sequence[KeptProcess],
+        simulator: Simulator | None,
         postgres: EmbeddedPostgres | None,
         url: str,
     ) -> None:
         try:
             async with asyncio.TaskGroup() as kept:
-                kept.create_task(gateway.keep())
+                for plane in planes:
+                    kept.create_task(plane.keep())
                 if simulator is not None and simulator.process is not None:
                     kept.create_task(simulator.process.keep())
                 if postgres is not None:
@@ -281,18 +273,30 @@ class _Up:
         self, owner: asyncpg.Connection, machine: Machine, url: str
     ) -> dict[str, str]:
         """Return the gateway's URLs: the operator's, or with a role of this machine's own."""
-        named = read_secret(self._environment, "KAIXU_GATEWAY_DATABASE_URL")
-        if named is None:
-            try:
-                await keep_role(owner, machine)
-            except asyncpg.InsufficientPrivilegeError as error:
-                raise Refused(
-                    "The owner of this database may not make roles: give it CREATEROLE, or name "
-                    "the gateway's own login in KAIXU_GATEWAY_DATABASE_URL."
-                ) from error
-            named = with_login(url, user=machine.role, password=machine.password)
+        named = await self._login(owner, machine.gateway, url, setting="KAIXU_GATEWAY_DATABASE_URL")
         feed = read_secret(self._environment, "KAIXU_FEED_DATABASE_URL") or named
         return {"KAIXU_GATEWAY_DATABASE_URL": named, "KAIXU_FEED_DATABASE_URL": feed}
+
+    async def _login(
+        self, owner: asyncpg.Connection, login: Login, url: str, *, setting: str
+    ) -> str:
+        """Return a plane's URL: the operator's, or with a role of this machine's own."""
+        named = read_secret(self._environment, setting)
+        if named is not None:
+            return named
+        try:
+            await keep_role(owner, login)
+        except asyncpg.InsufficientPrivilegeError as error:
+            raise Refused(
+                "The owner of this database may not make roles: give it CREATEROLE, or name a "
+                f"login of its own in {setting}."
+            ) from error
+        return with_login(url, user=login.role, password=login.password)
+
+    async def _first_owner(self, url: str, secrets: Mapping[str, str]) -> FirstOwner | None:
+        email = self._environment.get(EMAIL_SETTING) or EMAIL_DEFAULT
+        async with connected(url, migrated=True) as owner:
+            return await make_first_owner(owner, keys=control_keys(secrets), email=email)
 
     async def _first_token(self, url: str) -> str:
         async with connected(url, migrated=True) as owner:
@@ -339,7 +343,7 @@ class _Up:
         self,
         owner: asyncpg.Connection,
         keys: Mapping[str, str | None],
-        simulator: "_Simulator | None",
+        simulator: Simulator | None,
     ) -> None:
         present = {row["name"]: row for row in await list_vendors(owner)}
         for name, key in keys.items():
@@ -365,39 +369,22 @@ class _Up:
         owner: asyncpg.Connection,
         opened: contextlib.AsyncExitStack,
         keys: Mapping[str, str | None],
-    ) -> "_Simulator | None":
-        """Start the simulator where some vendor needs it, on the port where the vendors expect it.
-
-        Machines that share a database and are one (a trial) share the simulator of the first.
-        """
-        present = {row["name"]: row for row in await list_vendors(owner)}
-        needs = [
-            n for n in keys if keys[n] is None and (n not in present or present[n]["is_simulator"])
-        ]
-        simulated = [row for row in present.values() if row["is_simulator"]]
-        if not needs and not simulated:
-            return None
-        port = urlsplit(simulated[0]["base_url"]).port or 0 if simulated else 0
-        if port and await _is_listening(port):
-            if not self._place.is_embedded:
-                return _Simulator(port=port)
-            port = 0
-        folder = self._data_dir / "simulator"
-        make_private(folder)
-        simulator = _Simulator(port=port, tally=folder / "tally.jsonl")
-        simulator.process = KeptProcess(
-            "simulator",
-            lambda: (simulator.command(), reduced(self._environment)),
+    ) -> Simulator | None:
+        simulator = await find_simulator(
+            owner,
+            keys=keys,
+            data_dir=self._data_dir,
+            is_embedded=self._place.is_embedded,
+            environment=self._environment,
             note=self._note,
-            ready_seconds_max=READY_SECONDS_MAX,
-            dies_with_us=True,
         )
-        self._processes.append(simulator.process)
-        opened.push_async_callback(simulator.process.stop, seconds_max=SIMULATOR_STOP_SECONDS)
-        simulator.port = (await simulator.process.start())["port"]
+        if simulator is not None and simulator.process is not None:
+            self._processes.append(simulator.process)
+            opened.push_async_callback(simulator.process.stop, seconds_max=SIMULATOR_STOP_SECONDS)
+            simulator.port = (await simulator.process.start())["port"]
         return simulator
 
-    # --------------------------------------------------------------------------------- gateway
+    # ---------------------------------------------------------------------------------- planes
 
     def _gateway(self, machine: Machine, secret: Mapping[str, str]) -> KeptProcess:
         journal = self._data_dir / "journal"
@@ -432,56 +419,39 @@ class _Up:
             dies_with_us=False,
         )
 
+    def _control_plane(self, database_url: str, secrets: Mapping[str, str]) -> KeptProcess:
+        def start() -> tuple[Sequence[str], dict[str, str]]:
+            return self._options.control_plane, control_environment(
+                self._environment,
+                secrets,
+                database_url=database_url,
+                port=self._admin_port,
+                is_embedded=self._place.is_embedded,
+            )
 
-@dataclass(slots=True, kw_only=True)
-class _Simulator:
-    """The simulator; `process` and `tally` are None where it is another `up`'s."""
-
-    port: int
-    tally: Path | None = None
-    process: KeptProcess | None = None
-
-    def command(self) -> list[str]:
-        """Return how it is started; on the same port again once it has one."""
-        start = [sys.executable, "-P", "-m", "gateway.vendors.simulator"]
-        return [*start, "--port", str(self.port), "--tally", str(self.tally)]
+        return KeptProcess(
+            "control plane",
+            start,
+            note=self._note,
+            ready_seconds_max=READY_SECONDS_MAX,
+            dies_with_us=True,
+        )
 
 
-@contextlib.contextmanager
-def _alone(data_dir: Path) -> Iterator[None]:
-    """Hold the data folder. Raises Refused where another `up` does."""
+async def _ready(
+    planes: Sequence[KeptProcess], first_owner: Coroutine[Any, Any, FirstOwner | None] | None
+) -> tuple[list[dict[str, Any]], FirstOwner | None]:
+    """Start the planes at once; return what they say, and the first owner, made meanwhile.
+
+    Raises ControlError, OSError: the first, whichever that is.
+    """
     try:
-        make_private(data_dir)
-        lock = os.open(data_dir / "up.lock", os.O_RDWR | os.O_CREAT, 0o600)
-    except OSError as error:
-        raise BadArgument(f"{data_dir} can't be used: {error.strerror}.", field="data") from error
-    try:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            holder = os.pread(lock, 20, 0).decode("ascii", "replace").strip() or "unknown"
-            raise Refused(
-                f"`kaixu up` runs on {data_dir} already (process {holder}).",
-                field="data",
-                code="already_running",
-            ) from None
-        os.ftruncate(lock, 0)
-        os.pwrite(lock, f"{os.getpid()}\n".encode(), 0)
-        yield
-    finally:
-        os.close(lock)
-
-
-async def _is_listening(port: int) -> bool:
-    def connect() -> bool:
-        with (
-            contextlib.suppress(OSError),
-            socket.create_connection(("127.0.0.1", port), timeout=CONNECT_SECONDS),
-        ):
-            return True
-        return False
-
-    return await asyncio.to_thread(connect)
+        async with asyncio.TaskGroup() as group:
+            said = [group.create_task(plane.start()) for plane in planes]
+            made = None if first_owner is None else group.create_task(first_owner)
+    except* (ControlError, OSError) as failed:
+        raise failed.exceptions[0] from failed
+    return [one.result() for one in said], None if made is None else made.result()
 
 
 def _drain_seconds(text: str) -> float:

@@ -9,6 +9,9 @@ from typing import Final
 from control_plane.errors import BadArgument
 from control_plane.identity.session_keys import SETTING as JWT_SETTING
 from control_plane.identity.session_keys import SessionKeys, parse_session_keys
+from control_plane.mail import FROM_SETTING, URL_SETTING, MailSettings, parse_mail_settings
+from control_plane.secrets import SETTING as CONTROL_KEY_SETTING
+from control_plane.secrets import ControlKeys, parse_control_keys
 from control_plane.settings import read_secret
 from control_plane.web.client_address import Network
 
@@ -22,16 +25,19 @@ class ServerSettings:
 
     `public_url` is the origin that people reach it by, and that links in mails begin with.
     `allowed_origins` are those whose pages may call the API. `database_is_embedded`: it is this
-    machine's own, so that it knows every worker there is.
+    machine's own, so that it knows every worker there is. `mail` None: mails are told in the log.
     """
 
     database_url: str = field(repr=False)
     session_keys: SessionKeys
+    control_keys: ControlKeys
     host: str = "127.0.0.1"
     port: int = 8081
     public_url: str = "http://127.0.0.1:8081"
     allowed_origins: tuple[str, ...] = ()
     trusted_proxies: tuple[Network, ...] = ()
+    mail: MailSettings | None = None
+    signup_is_open: bool = True
     is_production: bool = False
     database_is_embedded: bool = False
 
@@ -51,11 +57,32 @@ def load_server_settings(environment: Mapping[str, str]) -> ServerSettings:
             "one.",
             field=JWT_SETTING,
         )
+    control_key = read_secret(environment, CONTROL_KEY_SETTING)
+    if control_key is None:
+        raise BadArgument(
+            "The key that the control plane's secrets are sealed with is missing: "
+            "`openssl rand -base64 32` makes one.",
+            field=CONTROL_KEY_SETTING,
+        )
+    control_keys = parse_control_keys(control_key)
+    if set(secret.split()) & set(control_key.split()):
+        raise BadArgument(
+            f"It is the same as {CONTROL_KEY_SETTING}: each secret is one of its own.",
+            field=JWT_SETTING,
+        )
+    smtp_url = read_secret(environment, URL_SETTING)
+    is_production = environment.get("KAIXU_ENV") == "production"
+    if is_production and smtp_url is not None and not environment.get("KAIXU_PUBLIC_URL"):
+        raise BadArgument(
+            "Say by which origin people reach it: links in mails begin with that.",
+            field="KAIXU_PUBLIC_URL",
+        )
     host = environment.get("KAIXU_ADMIN_HOST") or "127.0.0.1"
     port = _port(environment.get("KAIXU_ADMIN_PORT") or "8081")
     return ServerSettings(
         database_url=url,
         session_keys=parse_session_keys(secret),
+        control_keys=control_keys,
         host=host,
         port=port,
         public_url=_origin(
@@ -68,9 +95,21 @@ def load_server_settings(environment: Mapping[str, str]) -> ServerSettings:
         trusted_proxies=tuple(
             _network(text) for text in _words(environment.get("KAIXU_TRUSTED_PROXIES"))
         ),
-        is_production=environment.get("KAIXU_ENV") == "production",
+        mail=(
+            None
+            if smtp_url is None
+            else parse_mail_settings(smtp_url, environment.get(FROM_SETTING))
+        ),
+        signup_is_open=_signup_is_open(environment.get("KAIXU_SIGNUP") or "open"),
+        is_production=is_production,
         database_is_embedded=environment.get("KAIXU_DATABASE_EMBEDDED") == "1",
     )
+
+
+def _signup_is_open(text: str) -> bool:
+    if text not in {"open", "closed"}:
+        raise BadArgument("It is open or closed.", field="KAIXU_SIGNUP")
+    return text == "open"
 
 
 def _words(text: str | None) -> list[str]:

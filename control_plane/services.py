@@ -3,8 +3,10 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from control_plane.identity.passwords import PasswordHasher, PasswordRules
 from control_plane.identity.session_keys import SessionKeys
 from control_plane.mail import Outbox
+from control_plane.secrets import ControlKeys
 from control_plane.server_settings import ServerSettings
 from control_plane.web.database import ControlDatabase
 from gateway.ids import IdMaker
@@ -18,6 +20,9 @@ class Services:
     settings: ServerSettings
     database: ControlDatabase
     session_keys: SessionKeys
+    control_keys: ControlKeys
+    passwords: PasswordHasher
+    password_rules: PasswordRules
     outbox: Outbox
     ids: IdMaker
     log: Log

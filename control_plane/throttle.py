@@ -21,6 +21,7 @@ IPV6_PREFIX: Final = 64  # what one customer of a provider has for itself
 
 _QUERIES: Final = load_queries(__package__, "throttle.sql")
 _TAKE = _QUERIES["take"]
+_GIVE_BACK = _QUERIES["give_back"]
 
 
 class RateClass(StrEnum):
@@ -117,3 +118,8 @@ async def take(connection: asyncpg.Connection, asked: Sequence[Taking]) -> None:
     )
     if wait is not None:
         raise TooManyRequests("This was asked for too often.", retry_after=wait)
+
+
+async def give_back(connection: asyncpg.Connection, asked: Sequence[Taking]) -> None:
+    """Take one admission back under all of these: it turned out to be none that counts."""
+    await connection.execute(_GIVE_BACK, [one.key for one in asked])

@@ -7,3 +7,7 @@ SELECT throttle_take($1::text[], $2::integer[], $3::interval[])
 -- name: prune
 -- Remove some of the rows that say nothing any more.
 SELECT prune_throttle()
+
+-- name: give_back
+-- Take back the newest admission under each of these keys.
+SELECT throttle_give_back($1::text[])

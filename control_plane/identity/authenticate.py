@@ -13,6 +13,7 @@ from control_plane.tenancy.rbac import Role
 from gateway.sql import load_queries
 
 IDLE_MAX: Final = timedelta(hours=24)  # without a request; then a session is over
+IDLE_PRIVILEGED_MAX: Final = timedelta(hours=8)  # of operators, and of owners and admins of an org
 
 _QUERIES: Final = load_queries(__package__, "sessions.sql")
 _FIND_ACTOR = _QUERIES["find_actor"]
@@ -30,7 +31,12 @@ async def find_actor(
     asks for a second factor that the account does not have.
     """
     row = await connection.fetchrow(
-        _FIND_ACTOR, claims.session_id, claims.account_id, org_id, IDLE_MAX
+        _FIND_ACTOR,
+        claims.session_id,
+        claims.account_id,
+        org_id,
+        IDLE_MAX,
+        IDLE_PRIVILEGED_MAX,
     )
     if row is None:
         raise refusal()

@@ -6,13 +6,15 @@ again. A token of another kind is not a session's, though the same key signed it
 """
 
 import hashlib
+import re
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import Any, Final
+from typing import Final
 
 import jwt
+import msgspec
 
 from control_plane.errors import BadArgument, Unauthenticated
 
@@ -30,7 +32,14 @@ SETTING: Final = "JWT_SECRET"
 _KID_HEX_DIGITS: Final = 16
 _HEADER_NAMES: Final = frozenset({"alg", "kid", "typ"})
 _REQUIRED: Final = ("iss", "aud", "sub", "sid", "jti", "iat", "nbf", "exp")
-_NUMBERS: Final = ("iat", "nbf", "exp")
+# The last character of 32 bytes in base64url has two bits that say nothing: they are zero, so that
+# a session has one token only. (What comes before is signed.)
+_FORM: Final = re.compile(r"[\w-]+\.[\w-]+\.[\w-]{42}[AEIMQUYcgkosw048]", re.ASCII)
+# What reading and checking a token raises where it is none of ours: a parser's depth and a number's
+# size are the sender's choice.
+_FAULTS: Final = (
+    jwt.PyJWTError, msgspec.ValidationError, ValueError, TypeError, ArithmeticError, RecursionError,
+)  # fmt: skip
 _KNOWN_DEFAULTS: Final = frozenset({"secret", "changeme", "change-me", "your-256-bit-secret"})
 
 
@@ -40,6 +49,17 @@ class SessionClaims:
 
     session_id: uuid.UUID
     account_id: uuid.UUID
+
+
+class _Payload(msgspec.Struct, frozen=True, kw_only=True):
+    """What a token says, in the types in which we say it: no number as a text, no part of one."""
+
+    sub: uuid.UUID
+    sid: uuid.UUID
+    jti: uuid.UUID
+    iat: int
+    nbf: int
+    exp: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,18 +88,18 @@ class SessionKeys:
         """Return what a token says. Raises Unauthenticated, without saying why."""
         try:
             return self._verify(token)
-        except (jwt.PyJWTError, ValueError, TypeError) as error:
+        except _FAULTS as error:
             raise refusal() from error
 
     def _verify(self, token: str) -> SessionClaims:
-        if len(token) > TOKEN_CHARS_MAX or token.endswith("="):
+        if len(token) > TOKEN_CHARS_MAX or not _FORM.fullmatch(token):
             raise ValueError("not in the form of ours")
         header = jwt.get_unverified_header(token)
         if set(header) != _HEADER_NAMES or header["typ"] != SESSION_TYPE:
             raise ValueError("not the head of a session's token")
         if not isinstance(header["kid"], str) or header["kid"] not in self.secrets:
             raise ValueError("a key that nobody has")
-        payload: dict[str, Any] = jwt.decode(
+        payload = jwt.decode(
             token,
             self.secrets[header["kid"]],
             algorithms=[ALGORITHM],
@@ -88,11 +108,10 @@ class SessionKeys:
             leeway=LEEWAY,
             options={"require": list(_REQUIRED), "strict_aud": True},
         )
-        if any(type(payload[name]) is not int for name in _NUMBERS):
-            raise ValueError("a time that is no whole number")
-        return SessionClaims(
-            session_id=uuid.UUID(payload["sid"]), account_id=uuid.UUID(payload["sub"])
-        )
+        told = msgspec.convert(payload, _Payload)
+        if told.exp - told.iat > SESSION_LIFE.total_seconds():
+            raise ValueError("longer than any session")
+        return SessionClaims(session_id=told.sid, account_id=told.sub)
 
 
 def refusal() -> Unauthenticated:

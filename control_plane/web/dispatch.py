@@ -155,7 +155,7 @@ class Dispatcher:
         headers = request.headers.getall("authorization", ())
         if len(headers) != 1 or not headers[0].lower().startswith(_BEARER):
             raise refusal()
-        return self._services.session_keys.verify(headers[0][len(_BEARER) :].strip())
+        return self._services.session_keys.verify(headers[0][len(_BEARER) :].strip(" "))
 
     async def _take(self, route: Route, *, address: str, claims: SessionClaims | None) -> None:
         account_id = None if claims is None else str(claims.account_id)

@@ -10,6 +10,7 @@ import asyncpg
 import pytest
 
 from control_plane import cli
+from control_plane.secrets import make_control_key
 from gateway.auth.token import is_well_formed
 from gateway.vendors.seal import public_of
 from tests.conftest import Database, Seed
@@ -330,3 +331,32 @@ def test_the_installed_command_answers() -> None:
     kaixu = Path(sys.executable).with_name("kaixu")
     done = subprocess.run([str(kaixu), "--help"], capture_output=True, text=True, check=True)
     assert "vendor" in done.stdout
+
+
+@pytest.mark.usefixtures("on_database")
+def test_who_can_not_get_in_is_given_a_new_password(
+    run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, database: Database
+) -> None:
+    folder = str(tmp_path)
+    assert run("account", "list", "--json", "--data", folder).document == []
+    refused = run("account", "reset", "ada@example.com", "--json", "--data", folder)
+    assert (refused.code, refused.error["field"]) == (1, "KAIXU_CONTROL_KEY")
+
+    monkeypatch.setenv("KAIXU_CONTROL_KEY", make_control_key())
+    unknown = run("account", "reset", "ada@example.com", "--json", "--data", folder)
+    assert (unknown.code, unknown.error["code"]) == (1, "not_found")
+
+    async def insert() -> None:
+        connection = await asyncpg.connect(database.owner_url)
+        await connection.execute(
+            "INSERT INTO accounts (email, email_key) VALUES ('Ada@example.com', 'ada@example.com')"
+        )
+        await connection.close()
+
+    asyncio.run(insert())
+    done = run("account", "reset", "ada@example.com", "--data", folder)
+    assert done.code == 0
+    assert len(done.stdout.strip()) == 24
+    assert "Ada@example.com" in done.stderr
+    (row,) = run("account", "list", "--json", "--data", folder).document
+    assert (row["email"], row["totp"]) == ("Ada@example.com", False)

@@ -1,64 +1,104 @@
-"""The control plane's process: what it refuses to start with."""
-
+import asyncio
+import json
 import os
-import subprocess
+import secrets
+import signal
 import sys
+from pathlib import Path
 
 import asyncpg
+import psutil
 import pytest
 
-from tests.conftest import Database
-from tests.control_plane.conftest import CONTROL_PASSWORD, CONTROL_ROLE, JWT_SECRET
+from control_plane.identity.second_factor import seed_place
+from control_plane.secrets import make_control_key, parse_control_keys
+from tests.control_plane.conftest import People
+
+KAIXU = Path(sys.executable).with_name("kaixu")
+START_SECONDS_MAX = 30
 
 
-def start(**environ: str) -> "subprocess.Popen[bytes]":
-    return subprocess.Popen(
-        [sys.executable, "-m", "control_plane"],
-        env={"PATH": os.defpath, "JWT_SECRET": JWT_SECRET, "KAIXU_ADMIN_PORT": "0", **environ},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
+async def start(*command: str, **environment: str) -> asyncio.subprocess.Process:
+    return await asyncio.create_subprocess_exec(
+        *command,
+        env={"PATH": os.defpath, "HOME": "/nowhere", **environment},
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
     )
 
 
-async def test_in_production_a_superuser_is_refused(database: Database) -> None:
-    process = start(KAIXU_CONTROL_DATABASE_URL=database.owner_url, KAIXU_ENV="production")
-    out, err = process.communicate(timeout=20)
-    assert (process.returncode, out) == (2, b"")
-    assert b"KAIXU_CONTROL_DATABASE_URL Row-level policies do not bind this login." in err
+def settings(control_url: str) -> dict[str, str]:
+    return {
+        "KAIXU_CONTROL_DATABASE_URL": control_url,
+        "JWT_SECRET": secrets.token_urlsafe(48),
+        "KAIXU_CONTROL_KEY": make_control_key(),
+        "KAIXU_ADMIN_PORT": "0",
+    }
+
+
+async def test_it_says_when_it_is_ready_and_ends_when_it_is_asked_to(control_url: str) -> None:
+    process = await start(sys.executable, "-m", "control_plane", **settings(control_url))
+    assert process.stdout is not None
+    line = await asyncio.wait_for(process.stdout.readline(), START_SECONDS_MAX)
+    assert json.loads(line)["admin_url"].startswith("http://127.0.0.1:")
+    process.send_signal(signal.SIGTERM)
+    _, errors = await process.communicate()
+    assert (process.returncode, errors) == (0, b"")
+
+
+async def test_the_command_runs_it_alone_and_hides_what_is_the_gateways(
+    control_url: str, tmp_path: Path
+) -> None:
+    given = settings(control_url)
+    del given["KAIXU_CONTROL_KEY"]  # of the data folder, then
+    given |= {
+        "KAIXU_VAULT_KEY": "canary",
+        "KAIXU_DATABASE_URL": "canary",
+        "OPENAI_API_KEY": "canary",
+    }
+    process = await start(str(KAIXU), "control-plane", "--data", str(tmp_path / "data"), **given)
+    assert process.stdout is not None
+    line = await asyncio.wait_for(process.stdout.readline(), START_SECONDS_MAX)
+    assert json.loads(line)["admin_url"]
+    assert "canary" not in psutil.Process(process.pid).environ().values()
+    assert (tmp_path / "data" / "control.key").stat().st_mode & 0o777 == 0o600
+    process.send_signal(signal.SIGTERM)
+    await process.communicate()
+    assert process.returncode == 0
 
 
 @pytest.mark.parametrize(
-    "change",
+    ("setting", "value", "code"),
     [
-        "ALTER ROLE {role} BYPASSRLS",
-        "ALTER TABLE orgs OWNER TO {role}",
-        "CREATE ROLE {role}_above BYPASSRLS; GRANT {role}_above TO {role}",
+        ("JWT_SECRET", "short", 2),
+        ("KAIXU_CONTROL_DATABASE_URL", "postgresql://nobody@127.0.0.1:1/none", 3),
     ],
-    ids=["bypasses", "owns", "can become one that bypasses"],
 )
-async def test_in_production_a_login_that_policies_don_t_bind_is_refused(
-    database: Database, owner: asyncpg.Connection, change: str
+async def test_what_keeps_it_from_starting_is_told(
+    control_url: str, setting: str, value: str, code: int
 ) -> None:
-    role = f"{database.name[:20]}_login"
-    await owner.execute(f"CREATE ROLE {role} LOGIN PASSWORD 'x' IN ROLE kaixu_control")
-    try:
-        await owner.execute(change.format(role=role))
-        url = database.server.url(database.name, user=role, password="x")
-        process = start(KAIXU_CONTROL_DATABASE_URL=url, KAIXU_ENV="production")
-        _, err = process.communicate(timeout=20)
-        assert process.returncode == 2, err
-        assert b"Row-level policies" in err
-    finally:
-        await owner.execute(f"REASSIGN OWNED BY {role} TO CURRENT_USER; DROP OWNED BY {role}")
-        await owner.execute(f"DROP ROLE {role}; DROP ROLE IF EXISTS {role}_above")
+    given = {**settings(control_url), setting: value}
+    process = await start(sys.executable, "-m", "control_plane", **given)
+    output, errors = await process.communicate()
+    assert (process.returncode, output) == (code, b"")
+    assert b"kaixu control-plane:" in errors
+    assert b"Traceback" not in errors
 
 
-async def test_in_production_its_own_role_is_fine(control_url: str) -> None:
-    assert f"{CONTROL_ROLE}:{CONTROL_PASSWORD}" in control_url
-    process = start(KAIXU_CONTROL_DATABASE_URL=control_url, KAIXU_ENV="production")
+async def test_a_new_key_seals_anew_what_the_old_one_has_sealed(
+    control_url: str, people: People, owner: asyncpg.Connection
+) -> None:
+    person = await people.person()
+    old, new = make_control_key(), make_control_key()
+    place = seed_place(person.account_id)
+    sealed = parse_control_keys(old).seal(b"seed", place)
+    await owner.execute("UPDATE accounts SET totp_sealed = $1", sealed)
+    given = {**settings(control_url), "KAIXU_CONTROL_KEY": f"{new} {old}"}
+    process = await start(sys.executable, "-m", "control_plane", **given)
     assert process.stdout is not None
-    try:
-        assert process.stdout.readline().startswith(b'{"admin_url":')
-    finally:
-        process.terminate()
-        process.communicate(timeout=20)
+    await asyncio.wait_for(process.stdout.readline(), START_SECONDS_MAX)
+    process.send_signal(signal.SIGTERM)
+    _, errors = await process.communicate()
+    assert json.loads(errors)["secrets"] == 1
+    resealed = await owner.fetchval("SELECT totp_sealed FROM accounts")
+    assert parse_control_keys(new).open(resealed, place) == b"seed"

@@ -1,8 +1,8 @@
 """The attacks that a gateway has to stand, by number, and how one is tried.
 
-Numbers are those of the corpus, by groups: A how requests are read, D gateway tokens, G tenants and
-roles, I where the gateway may be led to, K what wears it out. Each has a case in the module of its
-group, or a reason here why it is tried elsewhere.
+Numbers are those of the corpus in its groups: A how requests are read, B sessions, C signing in,
+D gateway tokens, G tenants and roles, I where the gateway may be led to, K what wears it out. Each
+has a case in the module of its group, or a reason here why it is tried elsewhere.
 """
 
 import asyncio
@@ -35,6 +35,26 @@ TITLES: Final = {
     19: "five hundred requests sent ahead",
     20: "credentials named by Connection, to have them dropped",
     21: "nginx and HAProxy in front, and mutated requests",
+    22: "a session signed by another algorithm, or by none",
+    23: "headers of a session's token that name other keys",
+    24: "times of a session that are none, or not now",
+    25: "a token of another kind, issuer or audience",
+    26: "a session's token with other bytes that mean the same",
+    27: "a session that was there before its owner signed in",
+    28: "a session that is over, on another node",
+    29: "a secret that is short, known or another one's",
+    30: "a token of a megabyte",
+    31: "half a sign-in used as a whole one",
+    32: "a session that is renewed twice at once",
+    33: "who has an account, told by answers or by time",
+    34: "guessing passwords, of one account and of many",
+    35: "passwords of every length",
+    36: "codes that are old, early, not digits, or guessed",
+    37: "a second factor switched by a session that was left open",
+    38: "links to a new password: used twice, late, led astray",
+    39: "a recovery code used many times at once",
+    40: "passwords that everybody tries first",
+    41: "line ends in what a mail is made of",
     42: "a token whose checksum is wrong",
     43: "a token in disguise, or where none may be",
     44: "a token whose user, workspace or org is gone",
@@ -73,6 +93,7 @@ TITLES: Final = {
 
 ELSEWHERE: Final = {
     21: "tests/fuzz compares both sides over mutated requests",
+    32: "no session is renewed: a token is good as long as its session, which the database ends",
     45: "the control plane creates tokens, and decides who may; the gateway has no such path",
     47: "the control plane rotates tokens; to the gateway a rotated token is one that expires",
     73: "tests/control_plane/test_permissions.py asks every route as everybody",

@@ -2,7 +2,8 @@ from collections.abc import AsyncIterator, Iterator
 
 import pytest
 
-from tests.control_plane.conftest import (  # noqa: F401 - the control plane's fixtures
+from tests.control_plane.conftest import (
+    control_keys,
     control_url,
     node,
     people,
@@ -11,6 +12,9 @@ from tests.control_plane.conftest import (  # noqa: F401 - the control plane's f
 )
 from tests.corpus.attacks import ELSEWHERE, TITLES
 from tests.gateway.proxy.rig import Rig, open_rig
+
+# The control plane of the groups that are about it.
+__all__ = ["control_keys", "control_url", "node", "people", "server_settings", "session_keys"]
 
 Outcomes = dict[int, str]
 

@@ -148,7 +148,9 @@ class World:
         stack: contextlib.AsyncExitStack,
         chance: random.Random,
     ) -> Machine:
-        login = machines_of.Machine(name=name, password=secrets.token_hex(16))
+        login = machines_of.Machine(
+            name=name, password=secrets.token_hex(16), control_password=secrets.token_hex(16)
+        ).gateway
         async with self.owner() as owner:
             await machines_of.keep_role(owner, login)
         port = self._port()

@@ -11,6 +11,7 @@ import asyncpg
 import pytest
 
 from control_plane.identity.session_keys import parse_session_keys
+from control_plane.secrets import make_control_key, parse_control_keys
 from control_plane.server_settings import ServerSettings
 from gateway.auth.token import digest, generate, hint
 from tests.control_plane.conftest import JWT_SECRET, Node, People, Person, started
@@ -62,6 +63,7 @@ async def control_plane(product: Product, owner: asyncpg.Connection) -> AsyncIte
     settings = ServerSettings(
         database_url=f"postgresql://{LOGIN}:{password}@{place}",
         session_keys=parse_session_keys(JWT_SECRET),
+        control_keys=parse_control_keys(make_control_key()),
         database_is_embedded=True,
     )
     async with started(settings) as node:
