@@ -51,6 +51,7 @@ from control_plane.tenancy.tokens import (
     list_tokens,
     revoke_token,
 )
+from control_plane.tenancy.vendor_presets import with_preset
 from control_plane.tenancy.vendors import (
     NewVendor,
     add_vendor,
@@ -58,7 +59,6 @@ from control_plane.tenancy.vendors import (
     list_vendors,
     remove_vendor,
     rotate_vendor,
-    with_preset,
 )
 from control_plane.vault_rotation import reseal, rotate
 from gateway.auth.token import generate
@@ -302,8 +302,8 @@ def alias_list(*, place: DatabasePlace, as_json: bool) -> None:
 @click.argument("name")
 def alias_remove(*, place: DatabasePlace, as_json: bool, name: str) -> None:
     """Forget an alias."""
-    removed = _run(place, lambda connection: remove_alias(connection, name))
-    _print(removed, as_json, f"{name} is removed.")
+    _run(place, lambda connection: remove_alias(connection, name))
+    _print({"name": name, "removed": True}, as_json, f"{name} is removed.")
 
 
 # ------------------------------------------------------------------------------------------- tokens

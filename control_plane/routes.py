@@ -4,6 +4,11 @@ from collections.abc import Sequence
 from typing import Final
 
 from control_plane.identity import me
+from control_plane.tenancy import alias_routes, vendor_routes
 from control_plane.web.route import Route
 
-ROUTES: Final[Sequence[Route]] = (*me.ROUTES,)
+ROUTES: Final[Sequence[Route]] = (
+    *me.ROUTES,
+    *vendor_routes.ROUTES,
+    *alias_routes.ROUTES,
+)

@@ -25,3 +25,7 @@ ORDER BY w.machine, w.started_at, w.id
 SELECT pg_postmaster_start_time() + greatest(
     $1, (SELECT max(lease) FROM workers WHERE ended_at IS NULL)
 ) > clock_timestamp()
+
+-- name: current_transaction
+-- The transaction at hand, as a receipt asks for it.
+SELECT pg_current_xact_id()::text

@@ -68,7 +68,6 @@ ELSEWHERE: Final = {
     21: "tests/fuzz compares both sides over mutated requests",
     45: "the control plane creates tokens, and decides who may; the gateway has no such path",
     47: "the control plane rotates tokens; to the gateway a rotated token is one that expires",
-    84: "the control plane decides who may set a vendor's URL; the gateway has no such path",
     108: "the control plane hashes passwords, in a process of its own; the gateway hashes none",
 }
 

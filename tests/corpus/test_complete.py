@@ -2,12 +2,24 @@
 
 from collections import Counter
 
-from tests.corpus import test_a_reading, test_d_tokens, test_i_destinations, test_k_wear
+from tests.corpus import (
+    test_a_reading,
+    test_d_tokens,
+    test_i_configuration,
+    test_i_destinations,
+    test_k_wear,
+)
 from tests.corpus.attacks import ELSEWHERE, TITLES
 
 
 def test_every_number_has_one_case_or_a_reason() -> None:
-    modules = (test_a_reading, test_d_tokens, test_i_destinations, test_k_wear)
+    modules = (
+        test_a_reading,
+        test_d_tokens,
+        test_i_configuration,
+        test_i_destinations,
+        test_k_wear,
+    )
     tried = [case.number for module in modules for case in module.CASES]
     tried += [number for module in modules for number in getattr(module, "ALONE", ())]
     assert Counter([*tried, *ELSEWHERE]) == Counter(list(TITLES))
