@@ -43,6 +43,7 @@ class ApiRequest:
     request_id: str
     if_match: str | None = None
     authorized: bool = field(default=False)  # whether `authorize` or `may` was asked
+    may_have_changed: bool = field(default=False)  # whether a transaction came to its commit
 
     @property
     def signed_in(self) -> Actor:
@@ -84,6 +85,7 @@ class ApiRequest:
             org_id=self.org_id, account_id=account_id
         ) as connection:
             yield connection
+            self.may_have_changed = True
 
     def may(
         self,
