@@ -13,6 +13,7 @@ from aiohttp import HttpVersion11, web
 
 from control_plane.routes import ROUTES
 from control_plane.services import Services
+from control_plane.sweeper import sweeping
 from control_plane.web.dispatch import BODY_BYTES_MAX, Dispatcher
 from control_plane.web.openapi import openapi_document
 from control_plane.web.problems import plain_problem
@@ -105,7 +106,8 @@ async def listening(
 
     server = await loop.create_server(protocol, sock=sock)
     try:
-        yield
+        async with sweeping(services.database, services.log):
+            yield
     finally:
         server.close()
         await runner.cleanup()

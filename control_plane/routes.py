@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Final
 
-from control_plane import audit_routes
+from control_plane import audit_routes, privacy
 from control_plane.identity import me
 from control_plane.tenancy import alias_routes, vendor_routes
 from control_plane.web.route import Route
@@ -13,4 +13,5 @@ ROUTES: Final[Sequence[Route]] = (
     *vendor_routes.ROUTES,
     *alias_routes.ROUTES,
     *audit_routes.ROUTES,
+    *privacy.ROUTES,
 )
