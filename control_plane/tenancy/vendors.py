@@ -407,8 +407,11 @@ async def _sealed(
 
 
 async def _check_and_settle(connection: asyncpg.Connection, org_id: uuid.UUID | None) -> None:
-    """Let each wire format have a default, and refuse what leaves a call without one target."""
-    rows = await connection.fetch(_LIST, org_id)
+    """Let each wire format have a default, and refuse what leaves a call without one target.
+
+    An org's vendors are a default only where it says so: else the operator's stays.
+    """
+    rows = [] if org_id is not None else await connection.fetch(_LIST, org_id)
     defaults = {_wire(row["kind"]) for row in rows if row["is_default"]}
     for row in rows:
         if _wire(row["kind"]) not in defaults:

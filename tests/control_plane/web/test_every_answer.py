@@ -24,7 +24,8 @@ SAME_ON_ALL: Final = {**HEADERS, "cache-control": "no-store"}
 # What an answer never tells: where it went wrong, in which file, by which query, on which server.
 LEAKS: Final = re.compile(
     rb"Traceback|\.py\b|File \"|site-packages|asyncpg|psycopg|SELECT |INSERT |UPDATE |relation \""
-    rb"|permission denied|password|127\.0\.0\.1:\d|port \d|aiohttp|Python/|kaixu_control|Errno"
+    rb"|permission denied|password authentication|127\.0\.0\.1:\d|port \d|aiohttp|Python/"
+    rb"|kaixu_control|Errno"
     rb"|/tmp/|/work/|/usr/|PostgreSQL|sqlstate",
     re.IGNORECASE,
 )
