@@ -64,3 +64,52 @@ CREATE POLICY everyone ON aliases FOR SELECT TO kaixu_control USING (true);
 CREATE POLICY installation ON aliases TO kaixu_control
 USING (nullif(current_setting('app.org_id', true), '') IS NULL)
 WITH CHECK (nullif(current_setting('app.org_id', true), '') IS NULL);
+
+-- Who tests a vendor calls it with a token that is good for a minute, and for this vendor alone: of
+-- the asker where they are a member, else of whoever the installation's first org has. Return
+-- whose it is; no row: there is no such vendor, or nobody to call for.
+CREATE FUNCTION begin_vendor_test(token_id uuid, token_digest bytea, token_hint text, vendor text)
+RETURNS TABLE (vendor_id uuid, vendor_kind text, of_org uuid)
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp AS $$
+DECLARE
+    in_org CONSTANT uuid := nullif(current_setting('app.org_id', true), '')::uuid;
+    account CONSTANT uuid := nullif(current_setting('app.account_id', true), '')::uuid;
+    tested vendors;
+    scope text;
+BEGIN
+    SELECT * INTO tested FROM vendors AS v
+    WHERE v.name = vendor AND v.removed_at IS NULL AND v.org_id IS NOT DISTINCT FROM in_org;
+    scope := 'vendor_test:' || tested.id;
+    DELETE FROM tokens WHERE scopes @> ARRAY[scope] AND expires_at < clock_timestamp();
+    RETURN QUERY
+    WITH made AS (
+        INSERT INTO tokens (
+            id, digest, hint, name, org_id, workspace_id, user_id, scopes, expires_at
+        )
+        SELECT
+            token_id, token_digest, token_hint, 'test of ' || tested.name, w.org_id, w.id, u.id,
+            ARRAY['calls', scope], clock_timestamp() + interval '1 minute'
+        FROM workspaces AS w JOIN users AS u ON u.org_id = w.org_id
+        WHERE tested.id IS NOT NULL AND w.archived_at IS NULL AND u.disabled_at IS NULL
+            AND w.org_id = coalesce(
+                in_org, (SELECT o.id FROM orgs AS o ORDER BY o.created_at, o.id LIMIT 1)
+            )
+            AND (in_org IS NULL OR u.account_id = account)
+        ORDER BY w.created_at, w.id, u.created_at, u.id
+        LIMIT 1
+        RETURNING org_id
+    )
+    SELECT tested.id, tested.kind, made.org_id FROM made;
+END
+$$;
+
+-- Its token is of no use any more.
+CREATE FUNCTION end_vendor_test(token_id uuid) RETURNS void
+LANGUAGE sql SECURITY DEFINER SET search_path = public, pg_temp AS $$
+    DELETE FROM tokens WHERE id = token_id AND scopes[2] LIKE 'vendor\_test:%';
+$$;
+REVOKE ALL ON FUNCTION
+    begin_vendor_test(uuid, bytea, text, text), end_vendor_test(uuid)
+FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION begin_vendor_test(uuid, bytea, text, text), end_vendor_test(uuid)
+TO kaixu_control;

@@ -77,7 +77,7 @@ class RouteLoader:
         return self._tables.get(caller.org_id, self._table)
 
     def everything(self) -> RoutingTable:
-        """Return all targets of all orgs, disabled ones included: not to be routed by."""
+        """Return all targets that any org's calls may go to: not to be routed by."""
         return self._everything
 
     def _table_of_test(self, caller: Caller) -> RoutingTable:
@@ -162,7 +162,9 @@ class RouteLoader:
             if vendor.problem is not None:
                 self._log.warning("vendor unusable", vendor=vendor.name, problem=vendor.problem)
         self._opened = {vendor.id: vendor for vendor in vendors if vendor.problem is None}
-        targets = [(one, _target(one)) for one in vendors if one.kind in KINDS]
+        targets = [
+            (one, _target(one)) for one in vendors if one.kind in KINDS and not one.is_disabled
+        ]
         self._tables, self._table = _tables(targets, aliases)
         self._everything = RoutingTable(target for _, target in targets)
         self.loaded_generation = generation
@@ -207,8 +209,7 @@ def _tables(
     targets: dict[str | None, list[Target]] = {None: []}
     names: dict[str | None, dict[str, tuple[str, str]]] = {None: {}}
     for vendor, target in vendors:
-        if not vendor.is_disabled:
-            targets.setdefault(vendor.org_id, []).append(target)
+        targets.setdefault(vendor.org_id, []).append(target)
     for alias in aliases:
         names.setdefault(alias.org_id, {})[alias.name] = (alias.vendor_name, alias.model)
     shared = RoutingTable(targets.pop(None), names.pop(None))
