@@ -19,6 +19,8 @@ import asyncpg
 import click
 
 from control_plane import output
+from control_plane.apply import Applier
+from control_plane.apply_file import read_source
 from control_plane.audit_log import COMMAND, record
 from control_plane.audit_verification import heads_text, parse_heads, read_heads, verify
 from control_plane.billing.feed import COLUMNS, Cursor, read_events
@@ -249,8 +251,7 @@ def vendor_add(
         models=parse_list(models, field="models"),
     )
     new = with_preset(said, preset=preset, usage_unasked=usage_unasked)
-    hosts = os.environ.get("KAIXU_VENDOR_HOSTS", "").lower()
-    allowed = frozenset(parse_list(hosts, field="KAIXU_VENDOR_HOSTS") or ()) if hosts else None
+    allowed = _allowed_hosts()
     check_vendor(new, allowed_hosts=allowed)
 
     async def add(connection: asyncpg.Connection) -> dict[str, Any]:
@@ -446,6 +447,35 @@ def _print_resealed(told: dict[str, Any], as_json: bool) -> None:  # noqa: FBT00
         raise Refused(f"Not sealed anew: {names}")
 
 
+@command(kaixu, "apply")
+@click.option(
+    "-f",
+    "--file",
+    "path",
+    required=True,
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="What there is to be, as YAML.",
+)
+@click.option("--dry-run", is_flag=True, help="Only tell what differs: exit 1 where anything does.")
+@click.option("--prune", is_flag=True, help="Remove what the file's lists do not have.")
+def apply_command(
+    *, place: DatabasePlace, as_json: bool, path: Path, dry_run: bool, prune: bool
+) -> None:
+    """Make an org, or the installation, as a file says."""
+    applier = Applier(
+        read_source(path),
+        environment=os.environ,
+        allowed_hosts=_allowed_hosts(),
+        is_embedded=place.is_embedded,
+        prune=prune,
+    )
+    steps = _run(place, lambda connection: applier.apply(connection, dry_run=dry_run))
+    lines = [f"{one['action']} {one['kind']} {one['name']}" for one in steps]
+    _print({"changes": steps, "applied": not dry_run}, as_json, "\n".join(lines) or "All is so.")
+    if dry_run and steps:
+        raise Refused(f"{len(steps)} things differ from {path}.", code="drift")
+
+
 # -------------------------------------------------------------------------------------------- audit
 
 
@@ -600,6 +630,11 @@ def _run(
 
 def _print(document: object, as_json: bool, text: str) -> None:  # noqa: FBT001 - it reads well
     output.say(output.json_text(document) if as_json else text)
+
+
+def _allowed_hosts() -> frozenset[str] | None:
+    hosts = os.environ.get("KAIXU_VENDOR_HOSTS", "").lower()
+    return frozenset(parse_list(hosts, field="KAIXU_VENDOR_HOSTS") or ()) if hosts else None
 
 
 def _read_file(path: Path, *, field: str) -> bytes:
