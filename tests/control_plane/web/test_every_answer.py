@@ -43,8 +43,8 @@ def check(answer: Answer, *, asked: str) -> None:
         assert answer.headers.get(name) == value, (asked, answer.status, name, answer.headers)
     assert "content-security-policy" in answer.headers, asked
     assert "server" not in answer.headers, (asked, answer.headers)
-    assert not LEAKS.search(answer.content.replace(b"127.0.0.1:1/", b"")), (asked, answer.content)
     if answer.status >= 400 and answer.content:
+        assert not LEAKS.search(answer.content), (asked, answer.content)
         assert answer.headers["content-type"].startswith("application/problem+json"), asked
         assert json.loads(answer.content)["request_id"], asked
 
