@@ -9,10 +9,11 @@ from typing import Final
 
 import aiohttp_cors
 import msgspec
-from aiohttp import web
+from aiohttp import HttpVersion11, web
 
 from control_plane.routes import ROUTES
 from control_plane.services import Services
+from control_plane.sweeper import sweeping
 from control_plane.web.dispatch import BODY_BYTES_MAX, Dispatcher
 from control_plane.web.openapi import openapi_document
 from control_plane.web.problems import plain_problem
@@ -22,6 +23,7 @@ from control_plane.web.security_headers import harden
 KEEP_ALIVE_SECONDS: Final = 15.0  # also what a request's head may take
 SHUTDOWN_SECONDS: Final = 10.0
 PREFLIGHT_SECONDS: Final = 600
+CONTINUE: Final = "100-continue"
 
 _EXPOSED: Final = ("etag", "retry-after", "x-request-id")
 _STATUS_ERROR_MIN: Final = 400
@@ -50,16 +52,30 @@ def make_app(services: Services, routes: Sequence[Route] = ROUTES) -> web.Applic
             response = plain_problem(error.status, request_id=services.ids.new())
             if "allow" in error.headers:
                 response.headers["allow"] = error.headers["allow"]
-        harden(response)
         return response
 
+    async def expected(request: web.Request) -> web.StreamResponse | None:
+        if request.version == HttpVersion11 and request.headers["expect"].lower() == CONTINUE:
+            await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+            request.writer.output_size = 0  # what was written so far is no answer
+            return None
+        return plain_problem(417, request_id=services.ids.new())
+
     app = web.Application(middlewares=[plain_errors], client_max_size=BODY_BYTES_MAX)
+    app.on_response_prepare.append(_harden)
     app.router.add_get("/api/openapi.json", openapi)
     app.router.add_get("/healthz", healthz)
     for route in routes:
-        app.router.add_route(route.method, route.path, dispatcher.handler(route))
+        app.router.add_route(
+            route.method, route.path, dispatcher.handler(route), expect_handler=expected
+        )
     _allow_origins(app, services.settings.allowed_origins)
     return app
+
+
+async def _harden(_: web.Request, response: web.StreamResponse) -> None:
+    """Put on an answer what every one has; aiohttp's name and version are on it only now."""
+    harden(response)
 
 
 def _allow_origins(app: web.Application, origins: Sequence[str]) -> None:
@@ -90,7 +106,8 @@ async def listening(
 
     server = await loop.create_server(protocol, sock=sock)
     try:
-        yield
+        async with sweeping(services.database, services.log):
+            yield
     finally:
         server.close()
         await runner.cleanup()
@@ -128,7 +145,16 @@ class _Connection(web.RequestHandler):
         """Return the page for a request that could not be handled."""
         if status == web.HTTPInternalServerError.status_code and exc is not None:
             self._services.log.error("control plane failed", error=exc, path=request.path[:100])
-        response = plain_problem(status, request_id=self._services.ids.new())
+        told = plain_problem(status, request_id=self._services.ids.new())
+        response = _Nameless(body=told.body, status=status, content_type=told.content_type)
         harden(response)
         response.force_close()
         return response
+
+
+class _Nameless(web.Response):
+    """An answer without the server's name and version, where no application is asked."""
+
+    async def _prepare_headers(self) -> None:
+        await super()._prepare_headers()
+        self.headers.popall("server", None)

@@ -10,6 +10,7 @@ import functools
 import os
 import sys
 import time
+import uuid
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any, Final, NoReturn, TypeVar
@@ -18,6 +19,10 @@ import asyncpg
 import click
 
 from control_plane import output
+from control_plane.apply import Applier
+from control_plane.apply_file import read_source
+from control_plane.audit_log import COMMAND, record
+from control_plane.audit_verification import heads_text, parse_heads, read_heads, verify
 from control_plane.billing.feed import COLUMNS, Cursor, read_events
 from control_plane.billing.usage import GROUPINGS, report_usage
 from control_plane.database import DatabasePlace, open_database
@@ -56,6 +61,7 @@ from control_plane.tenancy.tokens import (
     list_tokens,
     revoke_token,
 )
+from control_plane.tenancy.vendor_presets import with_preset
 from control_plane.tenancy.vendors import (
     NewVendor,
     add_vendor,
@@ -63,7 +69,6 @@ from control_plane.tenancy.vendors import (
     list_vendors,
     remove_vendor,
     rotate_vendor,
-    with_preset,
 )
 from control_plane.vault_rotation import reseal, rotate
 from gateway.auth.token import generate
@@ -142,6 +147,11 @@ def account() -> None:
 @kaixu.group()
 def vault() -> None:
     """The key that opens vendor keys."""
+
+
+@kaixu.group()
+def audit() -> None:
+    """Who changed what."""
 
 
 # ------------------------------------------------------------------------------------------ running
@@ -269,8 +279,7 @@ def vendor_add(
         models=parse_list(models, field="models"),
     )
     new = with_preset(said, preset=preset, usage_unasked=usage_unasked)
-    hosts = os.environ.get("KAIXU_VENDOR_HOSTS", "").lower()
-    allowed = frozenset(parse_list(hosts, field="KAIXU_VENDOR_HOSTS") or ()) if hosts else None
+    allowed = _allowed_hosts()
     check_vendor(new, allowed_hosts=allowed)
 
     async def add(connection: asyncpg.Connection) -> dict[str, Any]:
@@ -330,8 +339,8 @@ def alias_list(*, place: DatabasePlace, as_json: bool) -> None:
 @click.argument("name")
 def alias_remove(*, place: DatabasePlace, as_json: bool, name: str) -> None:
     """Forget an alias."""
-    removed = _run(place, lambda connection: remove_alias(connection, name))
-    _print(removed, as_json, f"{name} is removed.")
+    _run(place, lambda connection: remove_alias(connection, name))
+    _print({"name": name, "removed": True}, as_json, f"{name} is removed.")
 
 
 # ------------------------------------------------------------------------------------------- tokens
@@ -436,13 +445,27 @@ def vault_keygen(*, place: DatabasePlace, as_json: bool, out: Path | None) -> No
 @command(vault, "rotate")
 def vault_rotate(*, place: DatabasePlace, as_json: bool) -> None:
     """Make a new key pair and seal every vendor key to it, while calls go on."""
-    _print_resealed(asyncio.run(rotate(place, os.environ)), as_json)
+    told = asyncio.run(rotate(place, os.environ))
+    _run(place, lambda connection: _record_vault(connection, "vault.rotate", told))
+    _print_resealed(told, as_json)
 
 
 @command(vault, "reseal")
 def vault_reseal(*, place: DatabasePlace, as_json: bool) -> None:
     """Seal every vendor key to the first of the gateways' private keys."""
-    _print_resealed(asyncio.run(reseal(place, os.environ)), as_json)
+    told = asyncio.run(reseal(place, os.environ))
+    _run(place, lambda connection: _record_vault(connection, "vault.reseal", told))
+    _print_resealed(told, as_json)
+
+
+async def _record_vault(connection: asyncpg.Connection, action: str, told: dict[str, Any]) -> None:
+    """Tell the audit log what became of the vendor keys; a process of the gateway's did it."""
+    after = {**told, "failed": [one["name"] for one in told["failed"]]}
+    async with connection.transaction():
+        await record(
+            connection, COMMAND, action, org_id=None, target_kind="vault",
+            target_id=told["public_key"], after=after,
+        )  # fmt: skip
 
 
 def _print_resealed(told: dict[str, Any], as_json: bool) -> None:  # noqa: FBT001 - as _print
@@ -476,6 +499,73 @@ def account_reset(*, place: DatabasePlace, as_json: bool, email: str, forget_tot
     if not as_json:
         output.note(f"{told['email']} has a new password; it is shown this once:")
     _print(told, as_json, told["password"])
+
+
+@command(kaixu, "apply")
+@click.option(
+    "-f",
+    "--file",
+    "path",
+    required=True,
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="What there is to be, as YAML.",
+)
+@click.option("--dry-run", is_flag=True, help="Only tell what differs: exit 1 where anything does.")
+@click.option("--prune", is_flag=True, help="Remove what the file's lists do not have.")
+def apply_command(
+    *, place: DatabasePlace, as_json: bool, path: Path, dry_run: bool, prune: bool
+) -> None:
+    """Make an org, or the installation, as a file says."""
+    applier = Applier(
+        read_source(path),
+        environment=os.environ,
+        allowed_hosts=_allowed_hosts(),
+        is_embedded=place.is_embedded,
+        prune=prune,
+    )
+    steps = _run(place, lambda connection: applier.apply(connection, dry_run=dry_run))
+    lines = [f"{one['action']} {one['kind']} {one['name']}" for one in steps]
+    _print({"changes": steps, "applied": not dry_run}, as_json, "\n".join(lines) or "All is so.")
+    if dry_run and steps:
+        raise Refused(f"{len(steps)} things differ from {path}.", code="drift")
+
+
+# -------------------------------------------------------------------------------------------- audit
+
+
+@command(audit, "verify")
+@click.option("--org", type=click.UUID, help="Of this org only.")
+@click.option(
+    "--head", type=click.Path(path_type=Path, dir_okay=False), help="Heads exported before."
+)
+def audit_verify(
+    *, place: DatabasePlace, as_json: bool, org: uuid.UUID | None, head: Path | None
+) -> None:
+    """Take every hash of the audit log again: exit 1 where an entry is not as it was written."""
+    heads = [] if head is None else parse_heads(_read_file(head, field="head"))
+    found = _run(
+        place,
+        lambda connection: verify(connection, org_id=org, is_one=org is not None, heads=heads),
+    )
+    bad = "\n".join(
+        f"{one['org_id'] or 'installation'} {one['ordinal']}: {one['problem']}"
+        for one in found["bad"]
+    )
+    entries = sum(chain["entries"] for chain in found["chains"])
+    _print(found, as_json, bad or f"{entries:,} entries are as they were written.")
+    if not found["ok"]:
+        raise Refused("The audit log is not as it was written.", code="audit_broken")
+
+
+@command(audit, "head")
+@click.option("--org", type=click.UUID, help="Of this org only.")
+def audit_head(*, place: DatabasePlace, as_json: bool, org: uuid.UUID | None) -> None:
+    """Print how far each chain goes, to be kept elsewhere, for `audit verify --head`."""
+    del as_json  # it is JSON
+    heads = _run(
+        place, lambda connection: read_heads(connection, org_id=org, is_one=org is not None)
+    )
+    output.say(heads_text(heads).rstrip("\n"))
 
 
 # ------------------------------------------------------------------------------------------- limits
@@ -594,6 +684,18 @@ def _run(
 
 def _print(document: object, as_json: bool, text: str) -> None:  # noqa: FBT001 - it reads well
     output.say(output.json_text(document) if as_json else text)
+
+
+def _allowed_hosts() -> frozenset[str] | None:
+    hosts = os.environ.get("KAIXU_VENDOR_HOSTS", "").lower()
+    return frozenset(parse_list(hosts, field="KAIXU_VENDOR_HOSTS") or ()) if hosts else None
+
+
+def _read_file(path: Path, *, field: str) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise BadArgument(f"{path} can't be read: {error.strerror}.", field=field) from error
 
 
 def _read_key(path: str) -> str:

@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 
 import asyncpg
 
+from control_plane.audit_log import SYSTEM
 from control_plane.database import connected
 from control_plane.errors import BadArgument, ControlError, DatabaseUnreachable, Refused
 from control_plane.files import make_private, write_private
@@ -349,10 +350,11 @@ class _Up:
         for name, key in keys.items():
             row = present.get(name)
             if key is not None and row is not None and not row["is_simulator"]:
-                await rotate_vendor(owner, name, key)
+                await rotate_vendor(owner, name, key, origin=SYSTEM)
             elif key is not None:
                 base_url = KINDS[name].default_base_url
-                await add_vendor(owner, NewVendor(name=name, kind=name, base_url=base_url, key=key))
+                vendor = NewVendor(name=name, kind=name, base_url=base_url, key=key)
+                await add_vendor(owner, vendor, origin=SYSTEM)
             elif simulator is not None and (row is None or row["is_simulator"]):
                 base_url = f"http://127.0.0.1:{simulator.port}{SIMULATOR_PATHS[name]}"
                 if row is None or row["base_url"] != base_url:
@@ -362,6 +364,7 @@ class _Up:
                             name=name, kind=name, base_url=base_url, key="", is_private=True,
                             is_simulator=True,
                         ),
+                        origin=SYSTEM,
                     )  # fmt: skip
 
     async def _open_simulator(

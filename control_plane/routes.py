@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Final
 
+from control_plane import audit_routes, privacy
 from control_plane.identity import (
     me,
     my_email,
@@ -11,7 +12,16 @@ from control_plane.identity import (
     sessions,
     signup,
 )
-from control_plane.tenancy import invitations, members, orgs, workspace_members, workspaces
+from control_plane.tenancy import (
+    alias_routes,
+    invitations,
+    members,
+    orgs,
+    vendor_routes,
+    vendor_test,
+    workspace_members,
+    workspaces,
+)
 from control_plane.web.route import Route
 
 ROUTES: Final[Sequence[Route]] = (
@@ -26,4 +36,9 @@ ROUTES: Final[Sequence[Route]] = (
     *invitations.ROUTES,
     *workspaces.ROUTES,
     *workspace_members.ROUTES,
+    *vendor_routes.ROUTES,
+    *vendor_test.ROUTES,
+    *alias_routes.ROUTES,
+    *audit_routes.ROUTES,
+    *privacy.ROUTES,
 )

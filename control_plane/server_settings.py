@@ -17,6 +17,8 @@ from control_plane.web.client_address import Network
 
 PORT_MAX: Final = 65_535
 _ORIGIN: Final = re.compile(r"https?://(?:[0-9a-z.-]+|\[[0-9a-f:]+\])(?::[0-9]{1,5})?")
+# Two labels at least after any wildcard: a pattern for all hosts is none.
+_VENDOR_ORIGIN: Final = re.compile(r"https://(?:[0-9a-z*-]+\.)*[0-9a-z-]+\.[0-9a-z-]+")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,6 +28,9 @@ class ServerSettings:
     `public_url` is the origin that people reach it by, and that links in mails begin with.
     `allowed_origins` are those whose pages may call the API. `database_is_embedded`: it is this
     machine's own, so that it knows every worker there is. `mail` None: mails are told in the log.
+    `gateway_url` is where vendors are tested
+    through. `vendor_hosts` are the only ones that vendors may have (None: any); orgs may name
+    `org_vendor_origins` for vendors of their own, beside those of known vendors.
     """
 
     database_url: str = field(repr=False)
@@ -40,6 +45,9 @@ class ServerSettings:
     signup_is_open: bool = True
     is_production: bool = False
     database_is_embedded: bool = False
+    gateway_url: str = "http://127.0.0.1:8080"
+    vendor_hosts: frozenset[str] | None = None
+    org_vendor_origins: tuple[str, ...] = ()
 
 
 def load_server_settings(environment: Mapping[str, str]) -> ServerSettings:
@@ -103,6 +111,13 @@ def load_server_settings(environment: Mapping[str, str]) -> ServerSettings:
         signup_is_open=_signup_is_open(environment.get("KAIXU_SIGNUP") or "open"),
         is_production=is_production,
         database_is_embedded=environment.get("KAIXU_DATABASE_EMBEDDED") == "1",
+        gateway_url=_origin(
+            environment.get("KAIXU_GATEWAY_URL") or "http://127.0.0.1:8080", "KAIXU_GATEWAY_URL"
+        ),
+        vendor_hosts=frozenset(_words(environment.get("KAIXU_VENDOR_HOSTS", "").lower())) or None,
+        org_vendor_origins=tuple(
+            _vendor_origin(text) for text in _words(environment.get("KAIXU_ORG_VENDOR_ORIGINS"))
+        ),
     )
 
 
@@ -127,6 +142,16 @@ def _origin(text: str, setting: str) -> str:
         raise BadArgument(
             "An origin is a scheme, a host and perhaps a port, as in https://admin.example.com.",
             field=setting,
+        )
+    return text
+
+
+def _vendor_origin(text: str) -> str:
+    if not _VENDOR_ORIGIN.fullmatch(text):
+        raise BadArgument(
+            "An origin of vendors is https:// and a host, with * for what differs within a label, "
+            "as in https://*.openai.azure.com.",
+            field="KAIXU_ORG_VENDOR_ORIGINS",
         )
     return text
 

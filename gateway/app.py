@@ -432,7 +432,7 @@ class Worker:
         return cuts
 
     def _on_routes_loaded(self) -> None:
-        self._token_keeper.adopt(self._routes.table())
+        self._token_keeper.adopt(self._routes.everything())
         self._models_stale.set()
         self._feed.look_again()
 
@@ -527,7 +527,7 @@ class Worker:
                 async with asyncio.timeout(MODELS_SECONDS):
                     await self._models_stale.wait()
             self._models_stale.clear()
-            await self._model_refresh.refresh(self._routes.table())
+            await self._model_refresh.refresh(self._routes.everything())
 
     async def _recover(self) -> None:
         """Finish the journals of workers that are gone, for ever."""

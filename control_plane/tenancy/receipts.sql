@@ -31,3 +31,7 @@ SELECT pg_postmaster_start_time() + greatest(
 SELECT ordinal, at FROM change_log
 WHERE kind = $1 AND subject_id = $2 AND effect = 'dead' AND ordinal IS NOT NULL
 ORDER BY ordinal DESC LIMIT 1
+
+-- name: current_transaction
+-- The transaction at hand, as a receipt asks for it.
+SELECT pg_current_xact_id()::text

@@ -3,6 +3,7 @@
 The gateway's own routing answers, over what the transaction at hand would leave behind.
 """
 
+import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -27,11 +28,14 @@ class _Claim:
     models: Sequence[str] | None
 
 
-async def check_routes(connection: asyncpg.Connection) -> None:
-    """Raise Refused where some model would have two vendors that are equally good."""
+async def check_routes(connection: asyncpg.Connection, *, org_id: uuid.UUID | None) -> None:
+    """Raise Refused where some model would have two vendors that are equally good.
+
+    An org's vendors go before the operator's, so each are compared among themselves.
+    """
     claims = [
         _Claim(name=row["name"], kind=KINDS[row["kind"]], models=row["models"])
-        for row in await connection.fetch(_VENDORS)
+        for row in await connection.fetch(_VENDORS, org_id)
         if row["kind"] in KINDS
     ]
     if ambiguities := find_ambiguities(claims):

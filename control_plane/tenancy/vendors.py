@@ -6,12 +6,13 @@ version that it was entered for. Nothing in this plane can open it again.
 
 import time
 import uuid
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 import asyncpg
 
+from control_plane.audit_log import COMMAND, Origin, record
 from control_plane.errors import BadArgument, NotFound, Refused
 from control_plane.tenancy.aliases import list_aliases
 from control_plane.tenancy.receipts import change_of, wait_for_receipt
@@ -20,9 +21,10 @@ from control_plane.tenancy.tokens import check_model_patterns
 from gateway.connect_guard import BaseUrl, BaseUrlInvalid, check_base_url
 from gateway.sql import load_queries
 from gateway.vendors.credential import KeyUnusable
-from gateway.vendors.presets import BASE_URL_FORMS, PLACEHOLDER_KEY, PRESETS, Preset
 from gateway.vendors.registry import KINDS, InvalidVendorName, check_vendor_name
 from gateway.vendors.seal import info, seal
+
+VENDORS_MAX: Final = 100  # of one org; each is loaded by every gateway
 
 _QUERIES: Final = load_queries(__package__, "vendors.sql")
 _LOCK = _QUERIES["lock"]
@@ -32,6 +34,7 @@ _PUBLIC_KEYS = _QUERIES["public_keys"]
 _LIST = _QUERIES["list"]
 _INSERT = _QUERIES["insert"]
 _REPLACE = _QUERIES["replace"]
+_CHANGE = _QUERIES["change"]
 _SET_KEY = _QUERIES["set_key"]
 _SET_DEFAULT = _QUERIES["set_default"]
 _REMOVE = _QUERIES["remove"]
@@ -39,7 +42,7 @@ _REMOVE = _QUERIES["remove"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NewVendor:
-    """What a vendor is to be. `with_preset` fills in what a known vendor's name says."""
+    """What a vendor is to be; `vendor_presets` fills in what a known vendor's name says."""
 
     name: str
     kind: str  # empty: not said
@@ -50,6 +53,7 @@ class NewVendor:
     models: Sequence[str] | None = None
     usage_unasked: bool = False
     is_simulator: bool = False
+    is_disabled: bool = False  # called by tests of it only
 
 
 async def add_vendor(
@@ -58,53 +62,43 @@ async def add_vendor(
     *,
     replace: bool = False,
     allowed_hosts: frozenset[str] | None = None,
+    org_id: uuid.UUID | None = None,
+    origin: Origin = COMMAND,
+    check: Callable[[asyncpg.Record | None], None] | None = None,
 ) -> dict[str, Any]:
     """Add a vendor, in a simulator's place where one has its name; return how it can be called.
 
-    The first vendor of a wire format is its default. `replace`: a real one gives way as well.
-    Raises BadArgument, Refused.
+    The first vendor of a wire format is its default. `replace`: a real one gives way as well, and
+    leaves its key to one of its kind and origin that comes without. `org_id`: whose it is, None for
+    the operator's. `check` is called with the one that is there, in the transaction, and may
+    refuse. Raises BadArgument, Refused.
     """
-    base_url = check_vendor(vendor, allowed_hosts=allowed_hosts)
+    base_url = check_vendor(vendor, allowed_hosts=allowed_hosts, may_lack_key=replace)
     async with connection.transaction():
         await connection.execute(_LOCK)
-        present = await connection.fetch(_LIST)
+        present = await connection.fetch(_LIST, org_id)
         old = next((row for row in present if row["name"] == vendor.name), None)
+        if check is not None:
+            check(old)
         if old is not None and not replace and not old["is_simulator"]:
             raise Refused(
                 f"There is a vendor '{vendor.name}' already: --replace puts this one in its place.",
                 field="name",
                 code="exists",
             )
-        others = [row for row in present if row is not old]
-        kept = old is not None and old["is_default"] and _wire(old["kind"]) == _wire(vendor.kind)
-        is_default = vendor.is_default or kept
-        if vendor.is_default:
-            for row in others:
-                if row["is_default"] and _wire(row["kind"]) == _wire(vendor.kind):
-                    await connection.execute(_SET_DEFAULT, row["id"], False)
-
-        # A simulator goes and a vendor of its own comes; a vendor that is replaced keeps its id.
-        vendor_id, version = str(uuid.uuid4()), 1
-        if old is not None and old["is_simulator"] and not vendor.is_simulator:
-            await connection.execute(_REMOVE, old["id"])
-        elif old is not None:
-            vendor_id, version = old["id"], old["key_version"] + 1
-        values = (vendor.is_private, is_default, _listed(vendor.models), vendor.usage_unasked)
-        sealed = b"" if vendor.is_simulator else await _sealed(
-            connection, vendor.key, vendor_id=vendor_id, kind=vendor.kind, base_url=base_url,
-            key_version=version,
+        if old is None and org_id is not None and len(present) >= VENDORS_MAX:
+            raise Refused(f"An org has at most {VENDORS_MAX} vendors.", field="name")
+        is_default = await _takes_default(connection, vendor, old=old, present=present)
+        version = await _store(
+            connection, vendor, base_url=base_url, old=old, org_id=org_id, is_default=is_default
+        )
+        await _check_and_settle(connection, org_id)
+        after = named(await connection.fetch(_LIST, org_id), vendor.name)
+        await record(
+            connection, origin, "vendor.create" if old is None else "vendor.replace",
+            org_id=org_id, target_kind="vendor", target_id=vendor.name,
+            before=None if old is None else facts(old), after=facts(after),
         )  # fmt: skip
-        if version == 1:
-            await connection.execute(
-                _INSERT, vendor_id, vendor.name, vendor.kind, str(base_url), *values,
-                vendor.is_simulator, sealed, version,
-            )  # fmt: skip
-        else:
-            await connection.execute(
-                _REPLACE, vendor_id, vendor.kind, str(base_url), *values, vendor.is_simulator,
-                sealed, version,
-            )  # fmt: skip
-        await _check_and_settle(connection)
     return {
         "name": vendor.name,
         "kind": vendor.kind,
@@ -113,69 +107,89 @@ async def add_vendor(
     }
 
 
-def with_preset(
-    vendor: NewVendor, *, preset: str | None = None, usage_unasked: bool | None = None
-) -> NewVendor:
-    """Return a vendor with everything that was not said of it, from a preset where one fits.
+async def _takes_default(
+    connection: asyncpg.Connection,
+    vendor: NewVendor,
+    *,
+    old: asyncpg.Record | None,
+    present: Sequence[asyncpg.Record],
+) -> bool:
+    """Return whether a vendor becomes its format's default; if it says so, no other one is."""
+    if vendor.is_default:
+        await end_defaults(connection, vendor.kind, [row for row in present if row is not old])
+        return True
+    return old is not None and old["is_default"] and _wire(old["kind"]) == _wire(vendor.kind)
 
-    `preset` names it; without it, the vendor's own name does, and where that one is called at a
-    base URL of its own, it tells no more than the kind. `usage_unasked` is what was said of it,
-    None for nothing. What was said always holds. Raises BadArgument where something is missing.
+
+async def end_defaults(
+    connection: asyncpg.Connection, kind: str, others: Sequence[asyncpg.Record]
+) -> None:
+    """Let none of the others be the default of this kind's wire format."""
+    for row in others:
+        if row["is_default"] and _wire(row["kind"]) == _wire(kind):
+            await connection.execute(_SET_DEFAULT, row["id"], False)
+
+
+async def _store(
+    connection: asyncpg.Connection,
+    vendor: NewVendor,
+    *,
+    base_url: BaseUrl,
+    old: asyncpg.Record | None,
+    org_id: uuid.UUID | None,
+    is_default: bool,
+) -> int:
+    """Write a vendor's row, its key sealed; return the key's version.
+
+    A simulator goes and a vendor of its own comes; a vendor that is replaced keeps its id.
     """
-    known = _preset(vendor, preset)
-    if known is not None:
-        unasked = known.usage_unasked if usage_unasked is None else usage_unasked
-        is_there = not vendor.base_url  # at the preset's own address
-        vendor = replace(
-            vendor,
-            kind=vendor.kind or known.kind,
-            base_url=vendor.base_url or known.base_url,
-            is_private=vendor.is_private or (is_there and known.is_private),
-            usage_unasked=unasked,
-        )
-    elif usage_unasked is not None:
-        vendor = replace(vendor, usage_unasked=usage_unasked)
-    if not vendor.base_url and vendor.kind in BASE_URL_FORMS:
-        raise BadArgument(
-            f"--base-url is missing. For {vendor.kind} it is {BASE_URL_FORMS[vendor.kind]}",
-            field="base-url",
-        )
-    for value, name in ((vendor.kind, "kind"), (vendor.base_url, "base-url")):
-        if not value:
+    vendor_id, version = str(uuid.uuid4()), 1
+    if old is not None and old["is_simulator"] and not vendor.is_simulator:
+        await connection.execute(_REMOVE, old["id"])
+    elif old is not None:
+        vendor_id, version = old["id"], old["key_version"] + 1
+    if not vendor.key and not vendor.is_simulator:
+        if old is None or not _same_destination(old, vendor.kind, base_url):
             raise BadArgument(
-                f"--{name} is missing, and '{vendor.name}' is no known vendor of that kind. "
-                f"Known are {', '.join(PRESETS)}.",
-                field=name,
+                "A key is needed: none was entered for this kind and address yet.", field="key-file"
             )
-    if not vendor.key and vendor.is_private:
-        return replace(vendor, key=PLACEHOLDER_KEY)
-    if not vendor.key:
-        raise BadArgument(
-            "--key-file is missing: only a private vendor may need no key.", field="key-file"
-        )
-    return vendor
+        await connection.execute(
+            _CHANGE, vendor_id, str(base_url), is_default, _listed(vendor.models),
+            vendor.usage_unasked, vendor.is_disabled,
+        )  # fmt: skip
+        return version - 1
+    sealed = b"" if vendor.is_simulator else await _sealed(
+        connection, vendor.key, vendor_id=vendor_id, org_id=org_id, kind=vendor.kind,
+        base_url=base_url, key_version=version,
+    )  # fmt: skip
+    values = (vendor.is_private, is_default, _listed(vendor.models), vendor.usage_unasked)
+    if version == 1:
+        await connection.execute(
+            _INSERT, vendor_id, org_id, vendor.name, vendor.kind, str(base_url), *values,
+            vendor.is_simulator, vendor.is_disabled, sealed, version,
+        )  # fmt: skip
+    else:
+        await connection.execute(
+            _REPLACE, vendor_id, vendor.kind, str(base_url), *values, vendor.is_simulator,
+            vendor.is_disabled, sealed, version,
+        )  # fmt: skip
+    return version
 
 
-def _preset(vendor: NewVendor, name: str | None) -> Preset | None:
-    if name is None:
-        known = PRESETS.get(vendor.name)
-        if known is None or vendor.kind not in ("", known.kind):
-            return None
-        return Preset(kind=known.kind, base_url=vendor.base_url) if vendor.base_url else known
-    if name not in PRESETS:
-        raise BadArgument(
-            f"There is no preset '{name}'; there are {', '.join(PRESETS)}.", field="preset"
-        )
-    known = PRESETS[name]
-    if vendor.kind not in ("", known.kind) and not vendor.base_url:
-        raise BadArgument(
-            f"The preset '{name}' is of kind {known.kind}: give another kind's --base-url too.",
-            field="base-url",
-        )
-    return known
+def _same_destination(old: asyncpg.Record, kind: str, base_url: BaseUrl) -> bool:
+    """Return whether the key of a vendor that is there may go where this one is called."""
+    if old["is_simulator"] or old["kind"] != kind:
+        return False
+    before = _base_url(old["base_url"], is_private=old["is_private"], allowed_hosts=None)
+    return before.origin == base_url.origin
 
 
-def check_vendor(vendor: NewVendor, *, allowed_hosts: frozenset[str] | None = None) -> BaseUrl:
+def check_vendor(
+    vendor: NewVendor,
+    *,
+    allowed_hosts: frozenset[str] | None = None,
+    may_lack_key: bool = False,
+) -> BaseUrl:
     """Return a vendor's base URL in its parts. Raises BadArgument for what no vendor can be."""
     try:
         check_vendor_name(vendor.name)
@@ -186,7 +200,7 @@ def check_vendor(vendor: NewVendor, *, allowed_hosts: frozenset[str] | None = No
             f"There is no kind '{vendor.kind}'; there are {', '.join(KINDS)}.", field="kind"
         )
     base_url = _base_url(vendor.base_url, is_private=vendor.is_private, allowed_hosts=allowed_hosts)
-    if not vendor.is_simulator:
+    if not vendor.is_simulator and (vendor.key or not may_lack_key):
         check_key(vendor.kind, vendor.key, base_url)
     if vendor.models is not None:
         check_model_patterns(vendor.models)
@@ -204,16 +218,25 @@ def check_key(kind: str, key: str, base_url: BaseUrl) -> None:
         raise BadArgument(str(error), field="key-file") from error
 
 
-async def list_vendors(connection: asyncpg.Connection) -> list[dict[str, Any]]:
-    """Return every vendor, oldest first; none of them with its key."""
-    return [dict(row) for row in await connection.fetch(_LIST)]
+async def list_vendors(
+    connection: asyncpg.Connection, *, org_id: uuid.UUID | None = None
+) -> list[dict[str, Any]]:
+    """Return every vendor of an org, or the operator's, oldest first; none with its key."""
+    return [dict(row) for row in await connection.fetch(_LIST, org_id)]
 
 
-async def rotate_vendor(connection: asyncpg.Connection, name: str, key: str) -> dict[str, Any]:
+async def rotate_vendor(
+    connection: asyncpg.Connection,
+    name: str,
+    key: str,
+    *,
+    org_id: uuid.UUID | None = None,
+    origin: Origin = COMMAND,
+) -> dict[str, Any]:
     """Give a vendor a new key. Raises NotFound, BadArgument."""
     async with connection.transaction():
         await connection.execute(_LOCK)
-        row = _named(await connection.fetch(_LIST), name)
+        row = named(await connection.fetch(_LIST, org_id), name)
         if row["is_simulator"]:
             raise Refused(
                 f"'{name}' is the simulator, which has no key: `kaixu vendor add` puts a vendor "
@@ -224,10 +247,15 @@ async def rotate_vendor(connection: asyncpg.Connection, name: str, key: str) -> 
         base_url = _base_url(row["base_url"], is_private=row["is_private"], allowed_hosts=None)
         check_key(row["kind"], key, base_url)
         sealed = await _sealed(
-            connection, key, vendor_id=row["id"], kind=row["kind"], base_url=base_url,
-            key_version=version,
+            connection, key, vendor_id=row["id"], org_id=org_id, kind=row["kind"],
+            base_url=base_url, key_version=version,
         )  # fmt: skip
         await connection.execute(_SET_KEY, row["id"], sealed, version)
+        await record(
+            connection, origin, "vendor.rotate_key", org_id=org_id, target_kind="vendor",
+            target_id=name, before={"key_version": row["key_version"]},
+            after={"key_version": version},
+        )  # fmt: skip
     return {
         "name": name,
         "kind": row["kind"],
@@ -237,7 +265,12 @@ async def rotate_vendor(connection: asyncpg.Connection, name: str, key: str) -> 
 
 
 async def remove_vendor(
-    connection: asyncpg.Connection, name: str, *, is_embedded: bool
+    connection: asyncpg.Connection,
+    name: str,
+    *,
+    is_embedded: bool,
+    org_id: uuid.UUID | None = None,
+    origin: Origin = COMMAND,
 ) -> dict[str, Any]:
     """Remove a vendor and forget its key; `receipt` says which workers call it no more.
 
@@ -245,20 +278,94 @@ async def remove_vendor(
     """
     began = time.monotonic()
     async with connection.transaction():
-        await connection.execute(_LOCK)
-        row = _named(await connection.fetch(_LIST), name)
-        aliases = [row["name"] for row in await list_aliases(connection) if row["vendor"] == name]
-        if aliases:
-            raise Refused(
-                f"The alias '{aliases[0]}' leads to this vendor: set it anew, or remove it first.",
-                field="name",
-            )
-        xact = await connection.fetchval(_REMOVE, row["id"])
-        await _check_and_settle(connection)
+        xact = await remove_row(connection, name, org_id=org_id, origin=origin)
     receipt = await wait_for_receipt(
         connection, await change_of(connection, xact), is_embedded=is_embedded, began=began
     )
     return {"name": name, "removed": True, "receipt": receipt}
+
+
+async def remove_row(
+    connection: asyncpg.Connection,
+    name: str,
+    *,
+    org_id: uuid.UUID | None,
+    origin: Origin,
+    check: Callable[[asyncpg.Record], None] | None = None,
+) -> str:
+    """Remove a vendor within the caller's transaction; return which one that is, for `change_of`.
+
+    `check` is called with the vendor that is there, and may refuse. Raises NotFound, Refused.
+    """
+    await connection.execute(_LOCK)
+    row = named(await connection.fetch(_LIST, org_id), name)
+    if check is not None:
+        check(row)
+    aliases = await list_aliases(connection, org_id=org_id)
+    leading = [alias["name"] for alias in aliases if alias["vendor"] == name]
+    if leading:
+        raise Refused(
+            f"The alias '{leading[0]}' leads to this vendor: set it anew, or remove it first.",
+            field="name",
+        )
+    xact: str = await connection.fetchval(_REMOVE, row["id"])
+    await _check_and_settle(connection, org_id)
+    await record(
+        connection, origin, "vendor.delete", org_id=org_id, target_kind="vendor", target_id=name,
+        before=facts(row),
+    )  # fmt: skip
+    return xact
+
+
+async def change_vendor(
+    connection: asyncpg.Connection,
+    name: str,
+    changes: dict[str, Any],
+    *,
+    org_id: uuid.UUID | None,
+    origin: Origin,
+    check: Callable[[asyncpg.Record], None] | None = None,
+) -> None:
+    """Change what a vendor's key is not tied to, within the caller's transaction.
+
+    `changes` has some of models, usage_unasked, is_default, is_disabled. Raises NotFound,
+    BadArgument, Refused.
+    """
+    await connection.execute(_LOCK)
+    present = await connection.fetch(_LIST, org_id)
+    row = named(present, name)
+    if check is not None:
+        check(row)
+    if changes.get("models") is not None:
+        check_model_patterns(changes["models"])
+    if changes.get("is_default"):
+        await end_defaults(connection, row["kind"], [one for one in present if one is not row])
+    after = {**row, **changes}
+    await connection.execute(
+        _CHANGE, row["id"], row["base_url"], after["is_default"], _listed(after["models"]),
+        after["usage_unasked"], after["is_disabled"],
+    )  # fmt: skip
+    await _check_and_settle(connection, org_id)
+    after = facts(named(await connection.fetch(_LIST, org_id), name))
+    if after != facts(row):
+        await record(
+            connection, origin, "vendor.update", org_id=org_id, target_kind="vendor",
+            target_id=name, before=facts(row), after=after,
+        )  # fmt: skip
+
+
+def facts(row: asyncpg.Record | Mapping[str, Any]) -> dict[str, Any]:
+    """Return what the audit log says of a vendor."""
+    return {
+        "kind": row["kind"],
+        "base_url": row["base_url"],
+        "private": row["is_private"],
+        "default": row["is_default"],
+        "models": row["models"],
+        "usage_unasked": row["usage_unasked"],
+        "disabled": row["is_disabled"],
+        "key_version": row["key_version"],
+    }
 
 
 # ---------------------------------------------------------------------------------- gateway keys
@@ -279,6 +386,7 @@ async def _sealed(
     key: str,
     *,
     vendor_id: str,
+    org_id: uuid.UUID | None,
     kind: str,
     base_url: BaseUrl,
     key_version: int,
@@ -290,25 +398,30 @@ async def _sealed(
             "own, or the one that `kaixu vault keygen` makes and KAIXU_VAULT_KEY_FILE names.",
             code="no_vault_key",
         )
-    tied_to = info(vendor_id, None, kind, base_url.origin, key_version)
+    of_org = None if org_id is None else str(org_id)
+    tied_to = info(vendor_id, of_org, kind, base_url.origin, key_version)
     return seal(public_key, tied_to, key.encode())
 
 
 # --------------------------------------------------------------------------------------- details
 
 
-async def _check_and_settle(connection: asyncpg.Connection) -> None:
-    """Let each wire format have a default, and refuse what leaves a call without one target."""
-    rows = await connection.fetch(_LIST)
+async def _check_and_settle(connection: asyncpg.Connection, org_id: uuid.UUID | None) -> None:
+    """Let each wire format have a default, and refuse what leaves a call without one target.
+
+    An org's vendors are a default only where it says so: else the operator's stays.
+    """
+    rows = [] if org_id is not None else await connection.fetch(_LIST, org_id)
     defaults = {_wire(row["kind"]) for row in rows if row["is_default"]}
     for row in rows:
         if _wire(row["kind"]) not in defaults:
             defaults.add(_wire(row["kind"]))
             await connection.execute(_SET_DEFAULT, row["id"], True)
-    await check_routes(connection)
+    await check_routes(connection, org_id=org_id)
 
 
-def _named(rows: Sequence[asyncpg.Record], name: str) -> asyncpg.Record:
+def named(rows: Sequence[asyncpg.Record], name: str) -> asyncpg.Record:
+    """Return the vendor of this name. Raises NotFound."""
     for row in rows:
         if row["name"] == name:
             return row

@@ -50,6 +50,8 @@ class ControlDatabase:
                 proxy = await self.pool.acquire(timeout=ACQUIRE_SECONDS_MAX)
             except TimeoutError as error:
                 raise DatabaseUnreachable("All connections are in use.") from error
+            except asyncpg.PostgresError as error:  # there is none, whatever it gives as a reason
+                raise DatabaseUnreachable(f"The database lets nobody in: {error}") from error
         try:
             # The pool's proxy does all that a connection does.
             connection = cast("asyncpg.Connection", proxy)

@@ -17,6 +17,7 @@ from control_plane.errors import (
     ControlError,
     DatabaseUnreachable,
     Forbidden,
+    Overloaded,
     TooLarge,
     UnsupportedMedia,
 )
@@ -32,7 +33,6 @@ from control_plane.web.input import TEXT_CHARS_MAX, read_body, read_query, read_
 from control_plane.web.problems import plain_problem, problem
 from control_plane.web.request import ApiRequest, forbidden
 from control_plane.web.route import Access, Reply, Route
-from control_plane.web.security_headers import harden
 from gateway.log import told
 
 BODY_BYTES_MAX: Final = 64 * 1024
@@ -58,7 +58,6 @@ class Dispatcher:
             request_id = self._services.ids.new()
             response = await self._guarded(route, request, request_id)
             response.headers["x-request-id"] = request_id
-            harden(response)
             return response
 
         return handle
@@ -74,7 +73,12 @@ class Dispatcher:
             self._services.log.warning(
                 "request too slow", error=told(error), route=str(route), request_id=request_id
             )
-            return problem(DatabaseUnreachable("This took too long."), request_id=request_id)
+            return problem(_away(), request_id=request_id)
+        except DatabaseUnreachable as error:  # its message may quote a query, or say where it is
+            self._services.log.warning(
+                "database away", error=told(error), route=str(route), request_id=request_id
+            )
+            return problem(_away(), request_id=request_id)
         except ControlError as error:
             if error.status >= web.HTTPInternalServerError.status_code:
                 self._services.log.warning(
@@ -139,11 +143,12 @@ class Dispatcher:
         (status, answer), was_kept = await once(
             services.database,
             account_id=actor.account_id,
-            route=f"{route.method} {request.path_qs}"[:TEXT_CHARS_MAX],
+            route=f"{route.method} {request.path_qs}",
             key=key,
             request=raw,
             work=work,
             tells_once=route.tells_once,
+            may_have_happened=lambda: call.may_have_changed,
         )
         headers = {"idempotency-replayed": "true"} if was_kept else {}
         return web.Response(
@@ -229,6 +234,14 @@ async def _carry_out(call: ApiRequest) -> web.Response:
         status=status,
         headers=headers,
         content_type=route.content_type if body else None,
+    )
+
+
+def _away() -> Overloaded:
+    """Return the refusal where the database does not answer, or not in time."""
+    return Overloaded(
+        "The database can't be asked at the moment: try again in a while.",
+        code="database_unreachable",
     )
 
 

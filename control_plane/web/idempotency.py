@@ -16,6 +16,9 @@ from control_plane.web.database import ControlDatabase
 from gateway.sql import load_queries
 
 KEY_CHARS_MAX: Final = 255
+ROUTE_CHARS: Final = 100  # for people to read; an index takes no longer ones
+
+_STATUS_FAULT_MIN: Final = 500
 
 _QUERIES: Final = load_queries(__package__, "idempotency.sql")
 _RESERVE = _QUERIES["reserve"]
@@ -50,14 +53,17 @@ async def once(
     request: bytes,
     work: Callable[[], Awaitable[Answer]],
     tells_once: frozenset[str],
+    may_have_happened: Callable[[], bool] = lambda: False,
 ) -> tuple[Answer, bool]:
     """Carry out `work`, or return what it answered before; the second value says which.
 
-    `request` is all that makes a request another one. A refusal below 500 is kept like an answer
-    is; `work` that raises did nothing, and may be asked for again. Raises Refused (409) while the
-    first is at work, Unprocessable for another request under this key.
+    `route` names what is asked, however long that is; `request` is all else that makes a request
+    another one. What is refused was not done, and may be asked for again; so may what failed,
+    unless `may_have_happened`: then nobody can tell, and the key is good for no other try. Raises
+    Refused (409) while the first is at work, Unprocessable for another request under this key.
     """
     digest = hashlib.sha256(request).digest()
+    route = f"{route[:ROUTE_CHARS]} {hashlib.sha256(route.encode()).hexdigest()}"
     async with database.transaction(account_id=account_id) as connection:
         is_first = await connection.fetchval(_RESERVE, account_id, route, key, digest)
         row = None if is_first else await connection.fetchrow(_FIND, account_id, route, key)
@@ -76,9 +82,11 @@ async def once(
         return (row["status"], row["answer"]), True
     try:
         status, body = await work()
-    except BaseException:
-        async with database.transaction(account_id=account_id) as connection:
-            await connection.execute(_GIVE_UP, account_id, route, key)
+    except BaseException as error:
+        is_refusal = isinstance(error, ControlError) and error.status < _STATUS_FAULT_MIN
+        if is_refusal or not may_have_happened():
+            async with database.transaction(account_id=account_id) as connection:
+                await connection.execute(_GIVE_UP, account_id, route, key)
         raise
     async with database.transaction(account_id=account_id) as connection:
         kept = _without(body, tells_once)

@@ -51,6 +51,7 @@ class ApiRequest:
     if_match: str | None = None
     authorized: bool = field(default=False)  # whether `authorize` or `may` was asked
     stood_at: float = field(default_factory=time.monotonic)  # when it was looked up who asks
+    may_have_changed: bool = field(default=False)  # whether a transaction came to its commit
 
     @property
     def signed_in(self) -> Actor:
@@ -99,6 +100,7 @@ class ApiRequest:
             await self._check_standing()
             yield connection
             await self._check_standing()
+            self.may_have_changed = True
 
     async def _check_standing(self) -> None:
         """Look again, where it is long ago, whether the one who asks is still what it was."""

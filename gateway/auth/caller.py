@@ -10,6 +10,7 @@ from gateway.permit_limit import PermitLimit
 
 CALLS_SCOPE: Final = "calls"
 BATCHES_SCOPE: Final = "batches"
+TEST_SCOPE: Final = "vendor_test:"  # and a vendor's id: calls this one only, be it disabled
 
 Subject = tuple[str, str]  # kind and id: ("token", "0193…"), as in the change log
 
@@ -34,9 +35,13 @@ class Caller:
     expires_at: float
     limits: tuple[Subject, ...]
     permits: tuple[PermitLimit, ...] = ()
+    tests_vendor: str | None = field(init=False, compare=False)  # the id of the one that it tests
     _patterns: tuple[re.Pattern[str], ...] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
+        tested = (scope for scope in self.scopes if scope.startswith(TEST_SCOPE))
+        vendor_id = next(tested, "").removeprefix(TEST_SCOPE) or None
+        object.__setattr__(self, "tests_vendor", vendor_id)
         lists = [globs for globs in (self.models, self.parent_models) if globs is not None]
         object.__setattr__(self, "_patterns", tuple(map(_pattern, lists)))
 

@@ -160,7 +160,7 @@ class Calls:
         permits: Permits,
         allowances: Allowances,
         records: RecordKeeper,
-        routing: Callable[[], RoutingTable],
+        routing: Callable[[Caller | None], RoutingTable],
         models: ModelDirectory,
         pool: UpstreamPool,
         live: LiveCalls,
@@ -184,7 +184,7 @@ class Calls:
         `address_window`: how many calls may come from an address; None: as many as like.
         `credential_ready` waits for what a vendor's credential has to ask for, `wall_clock` gives
         the Unix seconds that signatures are made with.
-        `cors_origins` are the web origins whose pages may call, `routing` gives the present table,
+        `cors_origins` are the web origins whose pages may call, `routing` gives a caller's table,
         `lease_holds` says whether this worker may admit calls, `on_defect(call_id, exception)` is
         told of what must not happen, `owners` know who made what vendors store. `upload_tickets`
         stand for tokens in the addresses of uploads; None: nothing does.
@@ -236,7 +236,8 @@ class Calls:
             call = Call(call_id, caller, exchange, started)
             self._live.register(call)
             await self._permit(call)
-            if match.endpoint.is_own:
+            match = self._in_format(match, caller)
+            if match.endpoint.is_own and caller.tests_vendor is None:
                 self._answer_models(call, match)
             else:
                 request = await self._preparation.prepare(
@@ -312,7 +313,11 @@ class Calls:
         if exchange.path == "/" and exchange.method in (b"HEAD", b"GET"):
             return None
         match = find(exchange.path, method=exchange.method, headers=exchange.headers)
-        named = None if match.vendor is None else self._routing().target(match.vendor)
+        return self._in_format(match, None)
+
+    def _in_format(self, match: Match, caller: Caller | None) -> Match:
+        """Return what a vendor's path means there; the caller's org may have one of its own."""
+        named = None if match.vendor is None else self._routing(caller).target(match.vendor)
         return match if named is None else in_format(match, named.kind.wire.name)
 
     async def _who(self, exchange: Exchange, match: Match) -> Caller:
@@ -350,7 +355,7 @@ class Calls:
 
     def _answer_models(self, call: Call, match: Match) -> None:
         exchange = call.exchange
-        wire, table = match.endpoint.wire, self._routing()
+        wire, table = match.endpoint.wire, self._routing(call.caller)
         if match.model_in_path is None:
             answer = self._models.list_body(
                 wire=wire,

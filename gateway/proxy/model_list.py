@@ -32,16 +32,16 @@ class ModelDirectory:
         self._ids: dict[str, tuple[str, ...]] = {}
         self._created: dict[str, int] = {}
 
-    def update(self, vendor_name: str, ids: Sequence[str], created: int = 0) -> None:
+    def update(self, vendor_id: str, ids: Sequence[str], created: int = 0) -> None:
         """Take a vendor's list in, in place of the one before; `created` is in Unix seconds."""
-        self._ids[vendor_name] = tuple(dict.fromkeys(ids))[:MODELS_MAX]
-        self._created[vendor_name] = created
+        self._ids[vendor_id] = tuple(dict.fromkeys(ids))[:MODELS_MAX]
+        self._created[vendor_id] = created
 
-    def retain(self, vendor_names: Collection[str]) -> None:
+    def retain(self, vendor_ids: Collection[str]) -> None:
         """Forget the lists of all other vendors."""
-        for name in self._ids.keys() - set(vendor_names):
-            del self._ids[name]
-            del self._created[name]
+        for vendor_id in self._ids.keys() - set(vendor_ids):
+            del self._ids[vendor_id]
+            del self._created[vendor_id]
 
     def list_body(
         self,
@@ -112,8 +112,8 @@ class ModelDirectory:
     def _of_vendor(self, target: Target) -> Iterator[Model]:
         """Yield what a vendor is configured to take by name, then what it says that it has."""
         names = [name for name in target.models or () if is_exact(name)]
-        created = self._created.get(target.name, 0)
-        for name in dict.fromkeys([*names, *self._ids.get(target.name, ())]):
+        created = self._created.get(target.vendor_id, 0)
+        for name in dict.fromkeys([*names, *self._ids.get(target.vendor_id, ())]):
             yield Model(id=name, owner=target.name, created=created)
 
 

@@ -31,12 +31,12 @@ class ModelRefresh:
 
     async def refresh(self, table: RoutingTable) -> None:
         """Ask every vendor of the table, forget the others. Never raises."""
-        self._directory.retain([target.name for target in table.targets])
+        self._directory.retain([target.vendor_id for target in table.targets])
         for target in table.targets:
             if target.problem is None and target.kind.models_path:
                 ids = await self._ids(target)
                 if ids is not None:
-                    self._directory.update(target.name, ids)
+                    self._directory.update(target.vendor_id, ids)
 
     async def _ids(self, target: Target) -> list[str] | None:
         try:

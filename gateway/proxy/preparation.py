@@ -118,14 +118,14 @@ class Preparation:
     def __init__(
         self,
         *,
-        routing: Callable[[], RoutingTable],
+        routing: Callable[[Caller | None], RoutingTable],
         owners: Owners,
         before_call: BeforeCall | None = None,
         upload_tickets: UploadTickets,
     ) -> None:
         """Everything is handed in.
 
-        `routing` gives the present table, `owners` know who made what is stored, `before_call` may
+        `routing` gives a caller's table, `owners` know who made what is stored, `before_call` may
         refuse a call, or look at it; `upload_tickets` stand for tokens in the addresses of uploads.
         """
         self._upload_tickets = upload_tickets
@@ -210,7 +210,8 @@ class Preparation:
             )
             if endpoint.stored is not None and endpoint.stored.is_batch:
                 vendor = await self._stored.batch_vendor(match, fields, named, caller=caller)
-        route = self._routing().route(wire_name=endpoint.routed_by, vendor=vendor, model=model)
+        table = self._routing(caller)
+        route = table.route(wire_name=endpoint.routed_by, vendor=vendor, model=model)
         target, path = route.targets[0], _path(match, route)
         if target.signer is not None and target.signer.refuses(path):
             raise NoRoute("The gateway does not call that project or location.")
@@ -247,7 +248,8 @@ class Preparation:
         if endpoint.lists_models and ask.caller.has_model_list:
             raise ModelNotAllowed
         stored = facts_of(endpoint, object_id=ask.match.object_id, holding=ask.holding)
-        route = self._routing().route(wire_name=endpoint.routed_by, vendor=ask.vendor, model=None)
+        table = self._routing(ask.caller)
+        route = table.route(wire_name=endpoint.routed_by, vendor=ask.vendor, model=None)
         target = route.targets[0]
         if endpoint.stored is not None and endpoint.stored.lists is not None:
             await self._stored.check_cursors(ask.exchange.query, caller=ask.caller, target=target)
@@ -269,7 +271,8 @@ class Preparation:
             model is not None and ask.caller.may_use(model) for model in upload.models
         ):
             raise ModelNotAllowed(param="model")
-        route = self._routing().route(wire_name=endpoint.routed_by, vendor=ask.vendor, model=None)
+        table = self._routing(ask.caller)
+        route = table.route(wire_name=endpoint.routed_by, vendor=ask.vendor, model=None)
         target = route.targets[0]
         await self._stored.check_named(upload.named, caller=ask.caller, target=target)
         stored = facts_of(endpoint, is_batch_input=upload.is_batch_input)

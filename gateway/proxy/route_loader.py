@@ -15,6 +15,7 @@ from typing import Final
 
 import asyncpg
 
+from gateway.auth.caller import Caller
 from gateway.log import Log
 from gateway.proxy.routing import RoutingTable, Target
 from gateway.sql import DATABASE_FAULTS
@@ -60,14 +61,30 @@ class RouteLoader:
         self._sleep = sleep
         self._jitter = jitter
         self._table = RoutingTable(())
+        self._tables: Mapping[str, RoutingTable] = {}  # of orgs that have something of their own
+        self._everything = RoutingTable(())
         self._stale = asyncio.Event()
         self._stale.set()
         self.loaded = asyncio.Event()  # at least once
         self.loaded_generation = 0  # every load up to this number holds
 
-    def table(self) -> RoutingTable:
-        """Return the table that holds now."""
-        return self._table
+    def table(self, caller: Caller | None = None) -> RoutingTable:
+        """Return the table that holds now for a caller's org; None: for who is not known yet."""
+        if caller is None:
+            return self._table
+        if caller.tests_vendor is not None:
+            return self._table_of_test(caller)
+        return self._tables.get(caller.org_id, self._table)
+
+    def everything(self) -> RoutingTable:
+        """Return all targets that any org's calls may go to: not to be routed by."""
+        return self._everything
+
+    def _table_of_test(self, caller: Caller) -> RoutingTable:
+        vendor = self._opened.get(caller.tests_vendor or "")
+        if vendor is None or vendor.org_id not in (None, caller.org_id):
+            return RoutingTable(())
+        return RoutingTable((_target(vendor),))
 
     @property
     def is_sealed(self) -> bool:
@@ -145,10 +162,11 @@ class RouteLoader:
             if vendor.problem is not None:
                 self._log.warning("vendor unusable", vendor=vendor.name, problem=vendor.problem)
         self._opened = {vendor.id: vendor for vendor in vendors if vendor.problem is None}
-        self._table = RoutingTable(
-            [_target(vendor) for vendor in vendors if vendor.kind in KINDS],
-            {alias.name: (alias.vendor_name, alias.model) for alias in aliases},
-        )
+        targets = [
+            (one, _target(one)) for one in vendors if one.kind in KINDS and not one.is_disabled
+        ]
+        self._tables, self._table = _tables(targets, aliases)
+        self._everything = RoutingTable(target for _, target in targets)
         self.loaded_generation = generation
         self.loaded.set()
         self._on_loaded()
@@ -182,6 +200,24 @@ class RouteLoader:
 
 def _lacks_vault_key(vendors: list[OpenedVendor]) -> bool:
     return any(vendor.lacks_vault_key for vendor in vendors)
+
+
+def _tables(
+    vendors: list[tuple[OpenedVendor, Target]], aliases: list[Alias]
+) -> tuple[dict[str, RoutingTable], RoutingTable]:
+    """Return the table of each org that has something of its own, and the one of all others."""
+    targets: dict[str | None, list[Target]] = {None: []}
+    names: dict[str | None, dict[str, tuple[str, str]]] = {None: {}}
+    for vendor, target in vendors:
+        targets.setdefault(vendor.org_id, []).append(target)
+    for alias in aliases:
+        names.setdefault(alias.org_id, {})[alias.name] = (alias.vendor_name, alias.model)
+    shared = RoutingTable(targets.pop(None), names.pop(None))
+    orgs = [org_id for org_id in targets.keys() | names.keys() if org_id is not None]
+    return {
+        org_id: RoutingTable(targets.get(org_id, ()), names.get(org_id), base=shared)
+        for org_id in orgs
+    }, shared
 
 
 def _target(vendor: OpenedVendor) -> Target:

@@ -111,22 +111,49 @@ class RoutingTable:
     """All targets and aliases at one time; never changes."""
 
     def __init__(
-        self, targets: Iterable[Target], aliases: Mapping[str, tuple[str, str]] | None = None
+        self,
+        targets: Iterable[Target],
+        aliases: Mapping[str, tuple[str, str]] | None = None,
+        *,
+        base: "RoutingTable | None" = None,
     ) -> None:
-        """`targets` in the order in which they were added; `aliases`: name → (vendor, model)."""
-        self.targets: Final = tuple(targets)
-        self.aliases: Final[Mapping[str, tuple[str, str]]] = dict(aliases or {})
+        """`targets` in the order in which they were added; `aliases`: name → (vendor, model).
+
+        `base` is what comes after all of these: a name, an alias, a pattern or a default is looked
+        for in it where there is none here. Its targets whose names are taken here are not called.
+        """
+        own = tuple(targets)
+        names = {target.name for target in own}
+        inherited: tuple[Target, ...] = () if base is None else base.targets
+        self.targets: Final[tuple[Target, ...]] = (
+            *own, *(one for one in inherited if one.name not in names),
+        )  # fmt: skip
+        self.aliases: Final[Mapping[str, tuple[str, str]]] = {
+            **(base.aliases if base is not None else {}), **(aliases or {}),
+        }  # fmt: skip
+        self._base = base
         self._by_name = {target.name: target for target in self.targets}
-        self._defaults: dict[str, Target] = {}
+        self.defaults: Final[dict[str, Target]] = {}  # by group
         self._exact: dict[tuple[str, str], Target] = {}  # by group of paths and model
         self._patterns: dict[str, list[_Pattern]] = {}  # by group, the most specific first
-        for target in sorted(self.targets, key=lambda one: not one.is_default):
-            for group in target.kind.groups:
-                self._defaults.setdefault(group, target)
-        for target in self.targets:
+        if base is not None:
+            self._take_defaults(one for one in own if one.is_default)
+            for group, target in base.defaults.items():
+                self._take_defaults([self._by_name[target.name]], groups=(group,))
+        self._take_defaults(sorted(own, key=lambda one: not one.is_default))
+        for target in own:
             self._add_patterns(target)
         for patterns in self._patterns.values():
             patterns.sort(key=lambda one: specificity(one.text), reverse=True)
+
+    def _take_defaults(
+        self, targets: Iterable[Target], *, groups: Sequence[str] | None = None
+    ) -> None:
+        """Let the first of these that a group can have be its default, where it has none yet."""
+        for target in targets:
+            for group in target.kind.groups:
+                if groups is None or group in groups:
+                    self.defaults.setdefault(group, target)
 
     def _add_patterns(self, target: Target) -> None:
         for group in target.kind.groups:
@@ -165,11 +192,11 @@ class RoutingTable:
             alias = self.aliases.get(model)
             if alias is not None:
                 return self._alias(model, alias, wire_name=wire_name)
-            target = self._match(model, wire_name)
+            target = self.match_model(model, wire_name)
             if target is not None:
                 return Route(targets=(target,), model=model)
-        target = self._defaults.get(wire_name)
-        if target is None and model is not None and self._is_elsewhere(model, wire_name):
+        target = self.defaults.get(wire_name)
+        if target is None and model is not None and self.is_elsewhere(model, wire_name):
             raise NoRoute(f"This model {_OTHER_FORMAT}")
         if target is None:
             raise NoRoute("The gateway has no vendor for this wire format.")
@@ -184,7 +211,7 @@ class RoutingTable:
             raise NoRoute(f"This model is an alias. It {_OTHER_FORMAT}")
         return Route(targets=(target,), model=model, alias=name)
 
-    def _match(self, model: str, wire_name: str) -> Target | None:
+    def match_model(self, model: str, wire_name: str) -> Target | None:
         """Return the target with the most specific pattern for a model."""
         exact = self._exact.get((wire_name, model))
         if exact is not None:
@@ -192,9 +219,13 @@ class RoutingTable:
         for pattern in self._patterns.get(wire_name, ()):
             if pattern.compiled.match(model):
                 return pattern.target
-        return None
+        found = None if self._base is None else self._base.match_model(model, wire_name)
+        if found is None:
+            return None
+        named = self._by_name[found.name]
+        return named if wire_name in named.kind.groups else None
 
-    def _is_elsewhere(self, model: str, wire_name: str) -> bool:
+    def is_elsewhere(self, model: str, wire_name: str) -> bool:
         """Return whether a vendor of another wire format claims a model, by more than '*'."""
         groups = {group for target in self.targets for group in target.kind.groups}
         for other in groups - {wire_name}:
@@ -203,7 +234,7 @@ class RoutingTable:
             for pattern in self._patterns.get(other, ()):
                 if specificity(pattern.text) > _ANYTHING and pattern.compiled.match(model):
                     return True
-        return False
+        return self._base is not None and self._base.is_elsewhere(model, wire_name)
 
     def models_for(self, wire_name: str) -> tuple[str, ...]:
         """Return the aliases that a client of this wire format can use, in order of name."""

@@ -44,8 +44,8 @@ class Owners(Protocol):
 class StoredRequests:
     """Checks the requests of one worker."""
 
-    def __init__(self, owners: Owners, *, routing: Callable[[], RoutingTable]) -> None:
-        """`routing` gives the present table."""
+    def __init__(self, owners: Owners, *, routing: Callable[[Caller | None], RoutingTable]) -> None:
+        """`routing` gives a caller's table."""
         self._owners = owners
         self._routing = routing
 
@@ -61,7 +61,7 @@ class StoredRequests:
     async def _holder(
         self, match: Match, object_id: str, *, caller: Caller, param: str | None
     ) -> tuple[Target, Holding]:
-        targets = self._candidates(match)
+        targets = self._candidates(match, caller=caller)
         vendor_ids = [target.vendor_id for target in targets]
         found = await self._owners.find([object_id], org_id=caller.org_id, vendor_ids=vendor_ids)
         holding = found.get(object_id)
@@ -69,16 +69,18 @@ class StoredRequests:
             raise NotYours(None if param is None else _message(param), param=param)
         name = next(one.name for one in targets if one.vendor_id == holding.vendor_id)
         wire_name = match.endpoint.routed_by
-        route = self._routing().route(wire_name=wire_name, vendor=name, model=None)
+        route = self._routing(caller).route(wire_name=wire_name, vendor=name, model=None)
         return route.targets[0], holding
 
-    def _candidates(self, match: Match) -> list[Target]:
+    def _candidates(self, match: Match, *, caller: Caller) -> list[Target]:
         """Return the vendors that may hold what a path names. Raises NoRoute where none can."""
         wire_name = match.endpoint.routed_by
         if match.vendor is not None:
-            route = self._routing().route(wire_name=wire_name, vendor=match.vendor, model=None)
+            route = self._routing(caller).route(
+                wire_name=wire_name, vendor=match.vendor, model=None
+            )
             return list(route.targets)
-        return [one for one in self._routing().targets if wire_name in one.kind.groups]
+        return [one for one in self._routing(caller).targets if wire_name in one.kind.groups]
 
     async def check_named(
         self, named: Iterable[Named], *, caller: Caller, target: Target
@@ -137,7 +139,7 @@ class StoredRequests:
             raise ModelNotAllowed(param="model")
         vendors = set()
         for model in models:
-            route = self._routing().route(
+            route = self._routing(caller).route(
                 wire_name=match.endpoint.routed_by, vendor=match.vendor, model=model
             )
             if route.alias is not None:

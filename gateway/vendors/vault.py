@@ -68,12 +68,14 @@ class OpenedVendor:
     key_version: int = 1
     lacks_vault_key: bool = False
     signer: Signer | None = None
+    is_disabled: bool = False  # called by tests of it only
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Alias:
-    """A name that clients may use for a vendor's model."""
+    """A name that clients may use for a vendor's model; `org_id` None: those of every org."""
 
+    org_id: str | None
     name: str
     vendor_name: str
     model: str
@@ -166,7 +168,12 @@ async def load_vendors(
 async def load_aliases(connection: "asyncpg.Connection | asyncpg.Pool") -> list[Alias]:
     """Return every alias, by name. Raises what asyncpg raises."""
     return [
-        Alias(name=row["name"], vendor_name=row["vendor_name"], model=row["model"])
+        Alias(
+            org_id=None if row["org_id"] is None else str(row["org_id"]),
+            name=row["name"],
+            vendor_name=row["vendor_name"],
+            model=row["model"],
+        )
         for row in await connection.fetch(_LOAD_ALIASES)
     ]
 
@@ -212,6 +219,7 @@ def _opened(
         key_version=row["key_version"],
         lacks_vault_key=lacks_vault_key,
         signer=signer,
+        is_disabled=row["is_disabled"],
     )
 
 

@@ -8,6 +8,7 @@ from tests.corpus import (
     test_c_sign_in,
     test_d_tokens,
     test_g_tenants,
+    test_i_configuration,
     test_i_destinations,
     test_k_wear,
 )
@@ -21,6 +22,7 @@ def test_every_number_has_one_case_or_a_reason() -> None:
         test_c_sign_in,
         test_d_tokens,
         test_g_tenants,
+        test_i_configuration,
         test_i_destinations,
         test_k_wear,
     )

@@ -6,6 +6,7 @@ import pytest
 
 from control_plane.errors import BadArgument, NotFound, Refused
 from control_plane.tenancy.aliases import list_aliases, remove_alias, set_alias
+from control_plane.tenancy.vendor_presets import with_preset
 from control_plane.tenancy.vendors import (
     NewVendor,
     add_vendor,
@@ -14,7 +15,6 @@ from control_plane.tenancy.vendors import (
     register_public_key,
     remove_vendor,
     rotate_vendor,
-    with_preset,
 )
 from gateway.vendors.presets import PLACEHOLDER_KEY, PRESETS
 from gateway.vendors.seal import keygen

@@ -311,7 +311,7 @@ class Rig:
                 now=time.monotonic,
                 on_closed=self.metrics.call_finished,
             ),
-            routing=lambda: RoutingTable(self.targets, self.aliases),
+            routing=lambda _: RoutingTable(self.targets, self.aliases),
             models=ModelDirectory(),
             pool=self.pool,
             live=self.live,

@@ -45,10 +45,12 @@ TABLE = RoutingTable(
 @pytest.fixture
 def directory() -> ModelDirectory:
     directory = ModelDirectory()
-    directory.update("openai", ["gpt-5", "gpt-5-mini", "llama-1", "fast", "gpt-5"], 1_700_000_000)
-    directory.update("claude", [f"claude-{n}" for n in range(30)], 1_700_000_000)
-    directory.update("google", [f"gemini-{n}" for n in range(60)])
-    directory.update("groq", ["llama-1", "llama-2", "whisper"])
+    directory.update(
+        "id-openai", ["gpt-5", "gpt-5-mini", "llama-1", "fast", "gpt-5"], 1_700_000_000
+    )
+    directory.update("id-claude", [f"claude-{n}" for n in range(30)], 1_700_000_000)
+    directory.update("id-google", [f"gemini-{n}" for n in range(60)])
+    directory.update("id-groq", ["llama-1", "llama-2", "whisper"])
     return directory
 
 
@@ -157,7 +159,7 @@ def test_a_page_that_cannot_be_is_refused(directory: ModelDirectory, wire: str, 
 
 def test_a_page_is_bounded() -> None:
     directory = ModelDirectory()
-    directory.update("claude", [f"m{n}" for n in range(3000)])
+    directory.update("id-claude", [f"m{n}" for n in range(3000)])
     answer = listed(directory, "anthropic", query="limit=999999")
     assert len(answer["data"]) == PAGE_MAX
 
@@ -166,7 +168,7 @@ def test_a_list_without_pages_is_bounded_too() -> None:
     directory = ModelDirectory()
     vendors = ("a", "b")
     for vendor in vendors:
-        directory.update(vendor, [f"{vendor}{n}" for n in range(LISTED_MAX)])
+        directory.update(f"id-{vendor}", [f"{vendor}{n}" for n in range(LISTED_MAX)])
     table = RoutingTable([target(name, "openai", (name + "*",)) for name in vendors])
     assert len(ids(listed(directory, table=table))) == LISTED_MAX
 
@@ -217,8 +219,8 @@ def test_a_model_that_a_call_does_not_reach_is_not_there(
 def test_a_new_list_replaces_the_one_before_and_lost_vendors_are_forgotten(
     directory: ModelDirectory,
 ) -> None:
-    directory.update("groq", ["llama-9"])
+    directory.update("id-groq", ["llama-9"])
     assert ids(listed(directory, vendor="groq")) == ["named", "llama-9"]
-    directory.retain(["groq"])
+    directory.retain(["id-groq"])
     assert ids(listed(directory, vendor="claude")) == []
     assert ids(listed(directory, vendor="groq")) == ["named", "llama-9"]

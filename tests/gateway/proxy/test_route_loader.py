@@ -9,6 +9,7 @@ from typing import Any
 import asyncpg
 import pytest
 
+from gateway.auth.caller import Caller
 from gateway.connect_guard import check_base_url
 from gateway.log import Log
 from gateway.proxy.route_loader import RouteLoader
@@ -252,3 +253,45 @@ async def test_another_version_of_a_vendor_key_is_never_replaced_by_the_one_befo
     [target] = rig.loader.table().targets
     assert target.key == b""
     assert target.problem is not None
+
+
+def caller(org_id: str, *scopes: str) -> Caller:
+    return Caller(
+        token_id="t", parent_id=None, org_id=org_id, workspace_id="w", user_id="u",
+        scopes=frozenset({"calls", *scopes}), models=None, expires_at=0.0, limits=(),
+    )  # fmt: skip
+
+
+async def test_orgs_have_tables_of_their_own_only_where_they_have_something_of_their_own(
+    rig: Rig, owner: asyncpg.Connection
+) -> None:
+    orgs = [
+        str(await owner.fetchval("INSERT INTO orgs (name) VALUES ($1) RETURNING id", name))
+        for name in ("acme", "umbrella", "initech")
+    ]
+    await owner.execute(ADD, "shared", "openai", True, b"")
+    for name, org_id, is_disabled in (
+        ("mine", orgs[0], False), ("shared", orgs[0], False), ("off", orgs[0], True),
+        ("theirs", orgs[1], False),
+    ):  # fmt: skip
+        await owner.execute(
+            "INSERT INTO vendors (name, org_id, kind, base_url, is_private, is_simulator, "
+            "sealed_key, disabled_at) VALUES ($1, $2, 'openai', 'http://127.0.0.1:2/v1', true, "
+            "true, '', CASE WHEN $3 THEN now() END)",
+            name, org_id, is_disabled,
+        )  # fmt: skip
+    await owner.execute("INSERT INTO org_aliases VALUES ($1, 'fast', 'mine', 'm')", orgs[0])
+    await rig.loader.load()
+    tables = [rig.loader.table(caller(org_id)) for org_id in orgs]
+    ports = [{t.name: t.base.port for t in table.targets} for table in tables]
+    assert ports == [{"mine": 2, "shared": 2}, {"theirs": 2, "shared": 1}, {"shared": 1}]
+    assert [table.aliases for table in tables] == [{"fast": ("mine", "m")}, {}, {}]
+    assert tables[2] is rig.loader.table()
+    assert len(rig.loader.everything().targets) == 4
+
+    off = await owner.fetchval("SELECT id::text FROM vendors WHERE name = 'off'")
+    tested = [
+        [one.name for one in rig.loader.table(caller(org, f"vendor_test:{off}")).targets]
+        for org in orgs
+    ]
+    assert tested == [["off"], [], []]

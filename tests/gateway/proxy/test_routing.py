@@ -195,3 +195,44 @@ def test_no_secret_is_in_a_repr() -> None:
     route = table.route(wire_name="openai", vendor=None, model="m")
     for one in (route, route.targets[0], table):
         assert "canary" not in repr(one)
+
+
+def test_an_orgs_own_go_before_the_operators_by_name_alias_pattern_and_default() -> None:
+    base = RoutingTable(
+        [target("openai", is_default=True, models=("gpt-*",)), target("groq", models=("llama-3",))],
+        {"fast": ("groq", "llama-3"), "slow": ("openai", "gpt-5")},
+    )
+    own = target("openai"), target("mine", models=("llama-*", "qwen"))
+    table = RoutingTable(own, {"fast": ("mine", "qwen")}, base=base)
+
+    def to(model: str | None = None, vendor: str | None = None) -> Target:
+        return table.route(wire_name="openai", vendor=vendor, model=model).targets[0]
+
+    assert to(vendor="openai") is own[0]  # by name
+    assert to("gpt-5") is own[0]  # the operator's pattern, of a vendor whose name is taken
+    assert to("llama-3") is own[1]  # an own pattern, however little it says
+    assert to("fast") is own[1]
+    assert to("slow") is own[0]
+    assert to(vendor="groq") is base.target("groq")
+    assert to("unknown") is own[0]  # the operator's default, likewise
+    assert [one.name for one in table.targets] == ["openai", "mine", "groq"]
+    assert base.route(wire_name="openai", vendor=None, model="gpt-5").targets[0] is not own[0]
+
+
+def test_an_own_vendor_is_a_default_where_it_says_so_or_there_is_none() -> None:
+    base = RoutingTable([target("openai", is_default=True)])
+    silent = RoutingTable([target("mine")], base=base)
+    said = RoutingTable([target("mine", is_default=True)], base=base)
+    alone = RoutingTable([target("mine")], base=RoutingTable(()))
+    names = [
+        one.route(wire_name="openai", vendor=None, model="x").targets[0].name
+        for one in (silent, said, alone)
+    ]
+    assert names == ["openai", "mine", "mine"]
+
+
+def test_a_model_of_the_operators_that_an_own_vendor_of_another_format_hides_is_nobodys() -> None:
+    base = RoutingTable([target("openai", models=("gpt-*",)), target("groq", is_default=True)])
+    table = RoutingTable([target("openai", kind="anthropic")], base=base)
+    route = table.route(wire_name="openai", vendor=None, model="gpt-5")
+    assert route.targets[0].name == "groq"

@@ -211,8 +211,8 @@ async def test_aliases_come_by_name(owner: asyncpg.Connection, gateway_pool: asy
         "('best', 'openai', 'o3')"
     )
     assert await load_aliases(gateway_pool) == [
-        Alias(name="best", vendor_name="openai", model="o3"),
-        Alias(name="fast", vendor_name="groq", model="llama"),
+        Alias(org_id=None, name="best", vendor_name="openai", model="o3"),
+        Alias(org_id=None, name="fast", vendor_name="groq", model="llama"),
     ]
 
 
