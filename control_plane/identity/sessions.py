@@ -12,6 +12,7 @@ from msgspec import Meta
 from control_plane import audit_log
 from control_plane.audit_log import Origin
 from control_plane.errors import BadArgument, NotFound
+from control_plane.identity.authenticate import IDLE_MAX
 from control_plane.identity.email_address import EMAIL_CHARS_MAX, parse_email
 from control_plane.identity.passwords import PASSWORD_BYTES_MAX
 from control_plane.identity.session_keys import SESSION_LIFE, SessionClaims
@@ -209,7 +210,9 @@ async def list_sessions(request: ApiRequest) -> MySessions:
     limit = check_limit(query.limit)
     after = _read_cursor(query.after)
     async with request.transaction() as connection:
-        rows = await connection.fetch(_LIST, request.signed_in.account_id, *after, limit + 1)
+        rows = await connection.fetch(
+            _LIST, request.signed_in.account_id, *after, IDLE_MAX, limit + 1
+        )
     kept, following = page_of(
         rows, limit, key=lambda row: (row["created_at"].isoformat(), str(row["id"]))
     )

