@@ -90,7 +90,7 @@ ELSEWHERE: Final = {
     45: "the control plane creates tokens, and decides who may; the gateway has no such path",
     47: "the control plane rotates tokens; to the gateway a rotated token is one that expires",
     84: "the control plane decides who may set a vendor's URL; the gateway has no such path",
-    108: "the control plane hashes passwords, and is flooded in identity/test_load.py; the gateway none",
+    108: "the control plane hashes passwords, and its tests flood it; the gateway hashes none",
 }
 
 SECONDS_MAX: Final = 10.0

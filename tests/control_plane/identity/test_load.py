@@ -15,7 +15,7 @@ from tests.control_plane.identity.accounts import Account, registered, sign_in
 
 MANY = 60
 LAG_SECONDS_MAX = 0.020
-OTHERS_SECONDS_MAX = 0.5  # on a machine whose cores all hash
+OTHERS_SECONDS_MAX = 1.0  # on a machine whose cores all hash; the queue takes four and more
 A_SECOND_MAX = 5
 SIGN_IN_SECONDS_MAX = 1.0  # with two cores to itself, where a hash takes 0.2 s
 
