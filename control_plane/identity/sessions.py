@@ -38,7 +38,7 @@ _LIST = _QUERIES["list"]
 
 Email = Annotated[str, Meta(min_length=3, max_length=EMAIL_CHARS_MAX)]
 Password = Annotated[str, Meta(min_length=1, max_length=PASSWORD_BYTES_MAX)]
-Code = Annotated[str, Meta(min_length=1, max_length=CODE_CHARS_MAX)]
+Code = Annotated[str, Meta(max_length=CODE_CHARS_MAX)]  # empty: none, as forms send it
 
 
 class SignIn(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -170,7 +170,7 @@ async def sign_in(request: ApiRequest) -> SignedIn:
         request.services,
         email=parse_email(body.email),
         password=body.password,
-        code=body.totp,
+        code=body.totp or None,
         address=request.address,
     )
     async with request.services.database.transaction(account_id=proof.account_id) as connection:
@@ -191,7 +191,7 @@ async def reauthenticate(request: ApiRequest) -> Reauthenticated:
         request.services,
         email=parse_email(actor.email),
         password=body.password,
-        code=body.totp,
+        code=body.totp or None,
         address=request.address,
     )
     async with request.transaction() as connection:

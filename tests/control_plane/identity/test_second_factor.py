@@ -51,6 +51,7 @@ async def test_signing_in_takes_a_code_from_then_on(node: Node, owner: asyncpg.C
 
     without = await sign_in(node, account.email)
     assert (without.status, without.json["code"]) == (401, "totp_required")
+    assert (await sign_in(node, account.email, totp="")).json["code"] == "totp_required"
     wrong_password = await sign_in(node, account.email, "not this one", totp="000000")
     assert wrong_password.json["code"] == "bad_credentials", "the password is looked at first"
     right = await sign_in(node, account.email, totp=await code_of(owner, account))
