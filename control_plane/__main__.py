@@ -39,7 +39,6 @@ async def serve(settings: ServerSettings, log: Log) -> None:
         async with open_control_database(settings.database_url) as database:
             if settings.is_production:
                 await _check_role(database)
-            await _reseal(settings, database, log)
             async with open_outbox(
                 settings.mail, is_production=settings.is_production, log=log
             ) as outbox:
@@ -56,9 +55,14 @@ async def serve(settings: ServerSettings, log: Log) -> None:
                         log=log,
                         now=time.time,
                     )
-                    async with listening(make_app(services), sock, services):
+                    async with (
+                        listening(make_app(services), sock, services),
+                        asyncio.TaskGroup() as tasks,
+                    ):
                         _say_ready(sock)
+                        resealing = tasks.create_task(_reseal(settings, database, log))
                         await stop.wait()
+                        resealing.cancel()
 
 
 async def _check_role(database: ControlDatabase) -> None:
@@ -75,9 +79,14 @@ async def _check_role(database: ControlDatabase) -> None:
 async def _reseal(settings: ServerSettings, database: ControlDatabase, log: Log) -> None:
     """Seal to the current key what is sealed to the one before, where there are two."""
     if len(settings.control_keys.keys) > 1:
-        async with database.connection() as connection:
-            resealed = await reseal_all(connection, settings.control_keys)
-        log.info("sealed anew", secrets=resealed, key_id=settings.control_keys.current)
+        try:
+            async with database.connection() as connection:
+                resealed, lost = await reseal_all(connection, settings.control_keys)
+        except ControlError as error:  # the next start goes on with it
+            log.warning("not all sealed anew", error=error.message)
+        else:
+            key_id = settings.control_keys.current
+            log.info("sealed anew", secrets=resealed, without_key=lost, key_id=key_id)
 
 
 def _with_port(settings: ServerSettings, port: int) -> ServerSettings:

@@ -21,7 +21,6 @@ from control_plane.identity.links import (
 from control_plane.identity.mails import reset_mail, told_mail
 from control_plane.identity.passwords import PasswordHash
 from control_plane.identity.sessions import (
-    Code,
     Password,
     SignedIn,
     audit_account,
@@ -50,11 +49,10 @@ _SIGN_IN_ACCOUNT: Final = load_queries(__package__, "sessions.sql")["sign_in_acc
 
 
 class PasswordChange(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The password as it is and as it is to be; `totp` where the account has a second factor."""
+    """The password as it is, and as it is to be."""
 
     current_password: Password
     new_password: Password
-    totp: Code | None = None
 
 
 class PasswordReset(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -71,7 +69,10 @@ class ResetAccepted(msgspec.Struct, frozen=True, kw_only=True):
 
 
 async def change_password(request: ApiRequest) -> SignedIn:
-    """Give the asker another password, end every session, and open one by which it goes on."""
+    """Give the asker another password, end every session, and open one by which it goes on.
+
+    The session is fresh: the second factor was proven with it, minutes ago.
+    """
     services = request.services
     actor = request.signed_in
     body = request.body_as(PasswordChange)
@@ -80,8 +81,9 @@ async def change_password(request: ApiRequest) -> SignedIn:
         services,
         email=parse_email(actor.email),
         password=body.current_password,
-        code=body.totp,
+        code=None,
         address=request.address,
+        asks_code=False,
     )
     new = await services.passwords.hash(body.new_password)
     async with request.transaction() as connection:
@@ -91,7 +93,7 @@ async def change_password(request: ApiRequest) -> SignedIn:
         renewed = Proof(
             account_id=proof.account_id,
             email=proof.email,
-            methods=proof.methods,
+            methods=tuple(sorted(actor.methods)),
             password_hash=new.text,
         )
         session = await open_session(request, connection, renewed)

@@ -8,7 +8,7 @@ import asyncpg
 
 from control_plane.errors import Unauthenticated
 from control_plane.identity.totp import find_step, recovery_digest
-from control_plane.secrets import ControlKeys, Place
+from control_plane.secrets import ControlKeys, Place, SealBroken
 from control_plane.services import Services
 from control_plane.throttle import Taking, give_back, take
 from gateway.sql import load_queries
@@ -79,18 +79,24 @@ async def _take(
     return step is not None and bool(await connection.fetchval(_TAKE_STEP, account_id, step))
 
 
-async def reseal_all(connection: asyncpg.Connection, keys: ControlKeys) -> int:
-    """Seal every seed under the current key that is sealed under another; return how many.
+async def reseal_all(connection: asyncpg.Connection, keys: ControlKeys) -> tuple[int, int]:
+    """Seal every seed under the current key that is sealed under another.
 
-    What changes meanwhile is left as it is: it is sealed under the current key by then.
+    Return how many were, and how many do not open with any key that is here. What changes meanwhile
+    is left as it is: it is sealed under the current key by then.
     """
-    resealed = 0
+    resealed = lost = 0
     after = uuid.UUID(int=0)
     while rows := await connection.fetch(_SEALED, after, RESEAL_BATCH):
         for row in rows:
             after, sealed = row["id"], row["totp_sealed"]
-            if not keys.is_current(sealed):
-                place = seed_place(after)
+            place = seed_place(after)
+            try:
+                if keys.is_current(sealed):
+                    continue
                 new = keys.seal(keys.open(sealed, place), place)
-                resealed += bool(await connection.fetchval(_RESEAL, after, sealed, new))
-    return resealed
+            except SealBroken:
+                lost += 1
+                continue
+            resealed += bool(await connection.fetchval(_RESEAL, after, sealed, new))
+    return resealed, lost

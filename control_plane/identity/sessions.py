@@ -12,6 +12,7 @@ from msgspec import Meta
 from control_plane import audit_log
 from control_plane.audit_log import Origin
 from control_plane.errors import BadArgument, NotFound
+from control_plane.identity.authenticate import IDLE_MAX
 from control_plane.identity.email_address import EMAIL_CHARS_MAX, parse_email
 from control_plane.identity.passwords import PASSWORD_BYTES_MAX
 from control_plane.identity.session_keys import SESSION_LIFE, SessionClaims
@@ -37,7 +38,7 @@ _LIST = _QUERIES["list"]
 
 Email = Annotated[str, Meta(min_length=3, max_length=EMAIL_CHARS_MAX)]
 Password = Annotated[str, Meta(min_length=1, max_length=PASSWORD_BYTES_MAX)]
-Code = Annotated[str, Meta(min_length=1, max_length=CODE_CHARS_MAX)]
+Code = Annotated[str, Meta(max_length=CODE_CHARS_MAX)]  # empty: none, as forms send it
 
 
 class SignIn(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -169,7 +170,7 @@ async def sign_in(request: ApiRequest) -> SignedIn:
         request.services,
         email=parse_email(body.email),
         password=body.password,
-        code=body.totp,
+        code=body.totp or None,
         address=request.address,
     )
     async with request.services.database.transaction(account_id=proof.account_id) as connection:
@@ -190,7 +191,7 @@ async def reauthenticate(request: ApiRequest) -> Reauthenticated:
         request.services,
         email=parse_email(actor.email),
         password=body.password,
-        code=body.totp,
+        code=body.totp or None,
         address=request.address,
     )
     async with request.transaction() as connection:
@@ -209,7 +210,9 @@ async def list_sessions(request: ApiRequest) -> MySessions:
     limit = check_limit(query.limit)
     after = _read_cursor(query.after)
     async with request.transaction() as connection:
-        rows = await connection.fetch(_LIST, request.signed_in.account_id, *after, limit + 1)
+        rows = await connection.fetch(
+            _LIST, request.signed_in.account_id, *after, IDLE_MAX, limit + 1
+        )
     kept, following = page_of(
         rows, limit, key=lambda row: (row["created_at"].isoformat(), str(row["id"]))
     )

@@ -118,6 +118,7 @@ SELECT
     id, created_at, last_seen_at, expires_at, authenticated_at, methods, address, user_agent
 FROM sessions
 WHERE account_id = $1 AND ended_at IS NULL AND expires_at > clock_timestamp()
+    AND last_seen_at > clock_timestamp() - $4::interval
     AND ($2::timestamptz IS NULL OR (created_at, id) < ($2, $3::uuid))
 ORDER BY created_at DESC, id DESC
-LIMIT $4
+LIMIT $5

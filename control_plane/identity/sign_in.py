@@ -51,12 +51,19 @@ def bad_credentials() -> Unauthenticated:
 
 
 async def prove(
-    services: Services, *, email: EmailAddress, password: str, code: str | None, address: str
+    services: Services,
+    *,
+    email: EmailAddress,
+    password: str,
+    code: str | None,
+    address: str,
+    asks_code: bool = True,
 ) -> Proof:
     """Return who has proven to be behind an e-mail address.
 
-    `code` is of an authenticator app, or a recovery code; `address` is the client's. Raises
-    Unauthenticated, BadArgument, TooManyRequests.
+    `code` is of an authenticator app, or a recovery code; `address` is the client's. `asks_code`
+    False: the second factor was proven just before. Raises Unauthenticated, BadArgument,
+    TooManyRequests.
     """
     check_length(password)
     async with services.database.connection() as connection:
@@ -77,7 +84,7 @@ async def prove(
     if not is_right or row is None or stored is None or not row["is_usable"]:
         raise bad_credentials()
     methods: tuple[str, ...] = (PASSWORD,)
-    if row["has_totp"]:
+    if row["has_totp"] and asks_code:
         if code is None:
             await _give_back(services, asked)
             raise Unauthenticated(

@@ -1,15 +1,19 @@
 import asyncio
 import contextlib
 import json
+import ssl
 import time
 from collections.abc import AsyncIterator
+from datetime import UTC, datetime
 from email import message_from_bytes
 from email.message import Message
+from pathlib import Path
 from typing import Any
 
 import pytest
 from aiosmtpd.smtp import SMTP, Envelope, Session
 
+from benchmarks.certificate import make_certificate
 from control_plane.errors import BadArgument, Overloaded
 from control_plane.mail import (
     WAITING_MAX,
@@ -124,6 +128,43 @@ async def test_a_server_that_is_away_is_told_in_the_log(log: Log, lines: list[by
         outbox.send(MAIL)
         await outbox.drained()
     assert json.loads(lines[-1])["error"] == "ConnectionRefusedError"
+
+
+async def test_no_mail_leaves_this_machine_without_tls(log: Log, lines: list[bytes]) -> None:
+    server = Inbox()
+    loop = asyncio.get_running_loop()
+    async with await loop.create_server(lambda: SMTP(server), "127.0.0.2", 0) as listening:
+        port = listening.sockets[0].getsockname()[1]
+        settings = parse_mail_settings(f"smtp://127.0.0.2:{port}", SENDER)
+        async with working(by_smtp(settings), log) as outbox:
+            outbox.send(MAIL)
+            await outbox.drained()
+    assert server.envelopes == []
+    assert json.loads(lines[-1])["error"] == "SMTPNotSupportedError"
+
+
+async def test_a_server_has_to_show_a_certificate_that_is_trusted(
+    log: Log, lines: list[bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = make_certificate(tmp_path, now=datetime.now(UTC))
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(made.chain, made.key)
+    server = Inbox()
+    loop = asyncio.get_running_loop()
+    async with await loop.create_server(
+        lambda: SMTP(server), "127.0.0.1", 0, ssl=context
+    ) as listening:
+        port = listening.sockets[0].getsockname()[1]
+        settings = parse_mail_settings(f"smtps://127.0.0.1:{port}", SENDER)
+        async with working(by_smtp(settings), log) as outbox:
+            outbox.send(MAIL)
+            await outbox.drained()
+            assert server.envelopes == []
+            assert json.loads(lines[-1])["error"] == "SSLCertVerificationError"
+            monkeypatch.setenv("SSL_CERT_FILE", str(made.authority))
+            outbox.send(MAIL)
+            await outbox.drained()
+    assert len(server.envelopes) == 1
 
 
 async def test_a_job_that_fails_fails_alone(log: Log, lines: list[bytes]) -> None:

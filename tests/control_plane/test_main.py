@@ -67,6 +67,14 @@ async def test_the_command_runs_it_alone_and_hides_what_is_the_gateways(
     assert process.returncode == 0
 
 
+async def test_in_production_no_secret_is_made_up(control_url: str, tmp_path: Path) -> None:
+    given = {**settings(control_url), "KAIXU_ENV": "production"}
+    del given["JWT_SECRET"]
+    process = await start(str(KAIXU), "control-plane", "--data", str(tmp_path / "data"), **given)
+    _, errors = await process.communicate()
+    assert (process.returncode, b"JWT_SECRET" in errors) == (2, True)
+
+
 @pytest.mark.parametrize(
     ("setting", "value", "code"),
     [
@@ -97,8 +105,10 @@ async def test_a_new_key_seals_anew_what_the_old_one_has_sealed(
     process = await start(sys.executable, "-m", "control_plane", **given)
     assert process.stdout is not None
     await asyncio.wait_for(process.stdout.readline(), START_SECONDS_MAX)
+    assert process.stderr is not None
+    line = json.loads(await asyncio.wait_for(process.stderr.readline(), START_SECONDS_MAX))
+    assert (line["event"], line["secrets"], line["without_key"]) == ("sealed anew", 1, 0)
     process.send_signal(signal.SIGTERM)
-    _, errors = await process.communicate()
-    assert json.loads(errors)["secrets"] == 1
+    await process.communicate()
     resealed = await owner.fetchval("SELECT totp_sealed FROM accounts")
     assert parse_control_keys(new).open(resealed, place) == b"seed"

@@ -56,6 +56,16 @@ async def test_another_password_ends_every_session_on_every_node(
     assert "password was changed" in node.mails[-1].subject
 
 
+async def test_a_second_factor_that_was_proven_just_before_is_not_asked_for_again(
+    node: Node, owner: asyncpg.Connection
+) -> None:
+    account, _ = await protected(node, owner)
+    answer = await change(node, account)
+    assert answer.status == 200
+    methods = await owner.fetchval("SELECT methods FROM sessions WHERE ended_at IS NULL")
+    assert sorted(methods) == ["mfa", "otp", "pwd"]
+
+
 @pytest.mark.parametrize(
     ("fields", "status"),
     [

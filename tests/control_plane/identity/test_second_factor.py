@@ -5,7 +5,10 @@ import asyncpg
 import pyotp
 import pytest
 
+from control_plane.errors import Forbidden
+from control_plane.identity.authenticate import find_actor
 from control_plane.identity.second_factor import reseal_all, seed_place
+from control_plane.identity.session_keys import SessionClaims
 from control_plane.secrets import make_control_key, parse_control_keys
 from control_plane.server_settings import ServerSettings
 from tests.control_plane.conftest import CONTROL_KEY, Node, started
@@ -48,6 +51,7 @@ async def test_signing_in_takes_a_code_from_then_on(node: Node, owner: asyncpg.C
 
     without = await sign_in(node, account.email)
     assert (without.status, without.json["code"]) == (401, "totp_required")
+    assert (await sign_in(node, account.email, totp="")).json["code"] == "totp_required"
     wrong_password = await sign_in(node, account.email, "not this one", totp="000000")
     assert wrong_password.json["code"] == "bad_credentials", "the password is looked at first"
     right = await sign_in(node, account.email, totp=await code_of(owner, account))
@@ -209,6 +213,22 @@ async def test_an_org_that_asks_for_it_lets_nobody_in_without(
     await owner.execute("UPDATE orgs SET requires_totp = true")
     me = await node.call("GET", "/api/v1/me", by=account.person)
     assert me.status == 200, "or nobody could enable it"
+    org_id = uuid.UUID(me.json["orgs"][0]["id"])
+
+    async def role_of(one: Account, org: uuid.UUID) -> str | None:
+        claims = SessionClaims(session_id=one.session_id, account_id=one.account_id)
+        async with node.services.database.transaction(
+            org_id=org, account_id=one.account_id
+        ) as connection:
+            actor = await find_actor(connection, claims, org_id=org)
+        return None if actor.membership is None else actor.membership.role
+
+    with pytest.raises(Forbidden) as refused:
+        await role_of(account, org_id)
+    assert refused.value.code == "totp_required"
+    other, _ = await protected(node, owner)
+    me = await node.call("GET", "/api/v1/me", by=other.person)
+    assert await role_of(other, uuid.UUID(me.json["orgs"][0]["id"])) == "owner"
 
 
 async def test_the_seed_is_sealed_and_sealed_anew_when_the_key_changes(
@@ -221,7 +241,8 @@ async def test_the_seed_is_sealed_and_sealed_anew_when_the_key_changes(
 
     key = make_control_key()
     both, new = parse_control_keys(f"{key} {CONTROL_KEY}"), parse_control_keys(key)
-    assert await reseal_all(owner, both) == 1
-    assert await reseal_all(owner, both) == 0
+    assert await reseal_all(owner, new) == (0, 1), "what has no key stays as it is"
+    assert await reseal_all(owner, both) == (1, 0)
+    assert await reseal_all(owner, both) == (0, 0)
     resealed = await owner.fetchval("SELECT totp_sealed FROM accounts")
     assert new.open(resealed, seed_place(account.account_id)) == seed
