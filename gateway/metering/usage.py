@@ -273,7 +273,7 @@ def storable_usage(raw: bytes, flags: Flags, *, shorten: Callable[[bytes], bytes
         flags.raise_(Flag.VENDOR_USAGE_UNSTORABLE)
         return None
     # The search is slow, and nearly always needless.
-    may_be_unstorable = b"\\" in raw or b"0e" in raw.translate(_DIGITS_ALIKE)
+    may_be_unstorable = raw.find(b"\\") >= 0 or raw.translate(_DIGITS_ALIKE).find(b"0e") >= 0
     if may_be_unstorable and _UNSTORABLE.search(raw):
         flags.raise_(Flag.VENDOR_USAGE_UNSTORABLE)
         return None
