@@ -5,12 +5,12 @@ brings the lines to the disk in groups, so that a power cut loses at most the la
 opened only where there is room for its largest close, so that a full disk refuses new calls and
 never loses a call that was made.
 
-The ledger reads the rows of closed calls back from the segments, so that memory stays bounded while
-the database is away. A segment goes when all its rows are shipped and no call opened in it is open
-any more; a few stragglers are written again into the current segment ("carried"), in slices. Before
-it goes, how much of each block is used is written down too: what recovery counts is never in a
-segment that is gone. Shipped segments are kept for a while, to be shipped again to a database that
-lost them; ids make that harmless.
+The ledger takes the rows of closed calls from memory; while the database is away it reads them back
+from the segments, so that memory stays bounded. A segment goes when all its rows are shipped and no
+call opened in it is open any more; a few stragglers are written again into the current segment
+("carried"), in slices. Before it goes, how much of each block is used is written down too: what
+recovery counts is never in a segment that is gone. Shipped segments are kept for a while, to be
+shipped again to a database that lost them; ids make that harmless.
 
 Only `journal_recovery` reads a journal whose process is gone.
 """
@@ -37,6 +37,7 @@ from gateway.metering.journal_lines import (
     SETTLED,
     USED,
     make_line,
+    one_line,
 )
 from gateway.metering.journal_rows import shortened
 from gateway.metering.journal_segments import (
@@ -177,6 +178,7 @@ class Journal:
         """
         if len(row) > PAYLOAD_BYTES_MAX:
             row = shortened(row, PAYLOAD_BYTES_MAX)
+        row = one_line(row)
         opened = self._open.pop(call_id, None)
         if opened is None:
             admitted = self._now()
@@ -309,7 +311,7 @@ class Journal:
         )
         if self._shipping.unwritten:
             raise JournalFull  # what can't be written even now is as much as memory should hold
-        while self._segments.slots() < need:
+        while not self._segments.has_slots(need):
             if self._monotonic() < self._refuse_until:
                 raise JournalFull
             try:
@@ -324,7 +326,7 @@ class Journal:
 
     def _write_own(self, line: bytes) -> bool:
         """Write a line unless the room for it belongs to closes; return whether it is written."""
-        if self._segments.slots() <= len(self._open):
+        if not self._segments.has_slots(len(self._open) + 1):
             return False
         try:
             self._segments.append(line)
@@ -342,7 +344,7 @@ class Journal:
             except OSError:
                 self._on_fault("write_failed")
                 continue
-            self._shipping.wrote(segment, admitted=admitted)
+            self._shipping.wrote(segment, row, admitted=admitted)
             return True
         return False
 
