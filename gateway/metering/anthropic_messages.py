@@ -90,7 +90,8 @@ class AnthropicMessages(UsageReader):
 
     def __init__(self) -> None:
         super().__init__()
-        self._usage: dict[str, bytes] = {}
+        self._usage = b""  # where there was one
+        self._overlaid: dict[str, bytes] = {}  # its members, where there were more
 
     def wants(self, raw: bytes) -> bool:
         """Return whether there is more than content: the message's start, delta, end, an error."""
@@ -133,13 +134,18 @@ class AnthropicMessages(UsageReader):
     def _overlay(self, usage: msgspec.Raw) -> None:
         if not is_object(usage):
             return
+        if not self._usage:
+            self._usage = bytes(usage)
+            return
+        members = self._overlaid or split_members(self._usage) or {}
         for name, told in (split_members(bytes(usage)) or {}).items():
-            if told != b"null" or name not in self._usage:
-                self._usage[name] = told
+            if told != b"null" or name not in members:
+                members[name] = told
+        self._overlaid = members
 
     def raw_usage(self) -> bytes:
         """Return the overlaid usage object; each member is as the vendor wrote it."""
-        return join_members(self._usage) if self._usage else b""
+        return join_members(self._overlaid) if self._overlaid else self._usage
 
     def shorten(self, raw: bytes) -> bytes:
         """Return the usage object with its iterations summed by type and model."""
@@ -147,7 +153,7 @@ class AnthropicMessages(UsageReader):
         if not isinstance(iterations, list):
             return raw
         summed = msgspec.json.encode(_summed_by_kind(iterations))
-        return join_members({**self._usage, "iterations": summed})
+        return join_members({**(split_members(raw) or {}), "iterations": summed})
 
     def counts(self, raw: bytes) -> Meters:
         """Return the counts, disjoint as they came."""

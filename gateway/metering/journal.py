@@ -157,6 +157,7 @@ class Journal:
         """
         if len(row) > PAYLOAD_BYTES_MAX // 2:
             row = shortened(row, PAYLOAD_BYTES_MAX // 2)
+        row = one_line(row)
         blocks = b'"%b"' % '","'.join(block_ids).encode() if block_ids else b""
         line = make_line(OPEN, b'{"blocks":[%b],"row":%b}' % (blocks, row))
         self._make_room_for_open()
@@ -199,7 +200,7 @@ class Journal:
         call = self._open.get(call_id)
         if call is None or len(row) > PAYLOAD_BYTES_MAX:
             return
-        self._write_again(call_id, call, row)
+        self._write_again(call_id, call, one_line(row))
         self._dirty.set()
 
     def block_asked(self, block_ids: Sequence[str]) -> None:

@@ -45,8 +45,7 @@ def one_line(payload: bytes) -> bytes:
 
 
 def make_line(kind: bytes, payload: bytes) -> bytes:
-    """Return the line of a payload, which is JSON."""
-    payload = one_line(payload)
+    """Return the line of a payload, which is JSON without line breaks."""
     return b"%b %08x %b\n" % (kind, zlib.crc32(payload, _SEEDS[kind]), payload)
 
 

@@ -86,6 +86,7 @@ READERS: Final[Mapping[str, Callable[[], UsageReader]]] = MappingProxyType(
     }
 )
 _RESULTS: Final = frozenset({MeterFormat.OPENAI_BATCH_OUTPUT, MeterFormat.ANTHROPIC_BATCH_RESULTS})
+_PLAIN: Final = frozenset({b"", b"identity"})  # content encodings that are none
 
 
 class Meter(Protocol):
@@ -377,22 +378,20 @@ def open_meter(
     events nor JSON. Of `headers`, names in lower case, some tell usage. An error reports no usage.
     Raises KeyError for an unknown `endpoint_meter`.
     """
-    if endpoint_meter == MeterFormat.NONE or status >= _STATUS_ERROR_MIN:
+    if status >= _STATUS_ERROR_MIN or endpoint_meter == MeterFormat.NONE:
         return NullMeter()
-    media_type = _media_type(content_type)
     meter: Meter
     if endpoint_meter in _RESULTS:
         meter = BatchResults()
     else:
+        media_type = _media_type(content_type)
         reader = READERS[endpoint_meter]()
         if not reader.answers_in_json_only and _is_otherwise(media_type):
             return NullMeter()
         reader.read_headers(headers)
         meter = _meter_of(reader, stream=stream, media_type=media_type)
-    if not content_encoding:
-        return meter
     encoding = content_encoding.strip().lower()
-    if encoding in (b"", b"identity"):
+    if encoding in _PLAIN:
         return meter
     decoder = DECODERS.get(encoding)
     return DecodingMeter(meter, decoder()) if decoder else NullMeter(Flag.UNDECODABLE)

@@ -126,15 +126,16 @@ class Flags:
     __slots__ = ("_raised",)
 
     def __init__(self) -> None:
-        self._raised: dict[str, None] = {}
+        self._raised: tuple[str, ...] = ()
 
     def raise_(self, flag: Flag) -> None:
         """Raise `flag`; again is nothing new."""
-        self._raised[flag.value] = None
+        if flag.value not in self._raised:
+            self._raised = (*self._raised, flag.value)
 
     def names(self) -> tuple[str, ...]:
         """Return what was raised."""
-        return tuple(self._raised)
+        return self._raised
 
 
 class Reported:

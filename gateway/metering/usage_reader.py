@@ -96,7 +96,7 @@ class UsageReader:
         """Return what was told until now; `complete` says that the answer was not cut."""
         raw = self.raw_usage()
         meters = self.counts(raw) if raw else {}
-        told = any(value is not None for value in meters.values())
+        is_told = [*meters.values()].count(None) < len(meters)
         return Usage(
             **meters,  # type: ignore[arg-type]
             model_served=self.model,
@@ -104,7 +104,7 @@ class UsageReader:
             service_tier=self.service_tier,
             vendor_usage=storable_usage(raw, self.flags, shorten=self.shorten) if meters else None,
             flags=self.flags.names(),
-            source="none" if not told else "vendor" if complete or self.final else "partial",
+            source="none" if not is_told else "vendor" if complete or self.final else "partial",
         )
 
     def decode(self, decoder: msgspec.json.Decoder[Answer], document: bytes) -> Answer | None:
