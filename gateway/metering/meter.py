@@ -136,7 +136,7 @@ class NullMeter:
 
     def __init__(self, *flags: Flag) -> None:
         """Take `flags` that say why nothing is metered, where that is not as it should be."""
-        self._flags = tuple(flag.value for flag in flags)
+        self._flags = tuple(flag.value for flag in flags) if flags else ()
 
     def feed(self, chunk: bytes) -> None:
         """Do nothing."""

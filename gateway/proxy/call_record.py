@@ -13,9 +13,9 @@ from gateway.auth.caller import Caller
 from gateway.clock import DatabaseClock
 from gateway.metering.usage import Usage
 from gateway.proxy.call_row import (
+    ClosePart,
     MeteredObject,
     OpenPart,
-    close_part,
     encode_open,
     encode_whole,
     rfc3339,
@@ -24,7 +24,7 @@ from gateway.proxy.endpoints import Endpoint
 
 TEXT_CHARS_MAX: Final = 256  # of what a client or vendor put in a header
 
-_MILLISECONDS: Final = 1000.0
+_MICROSECONDS: Final = 1_000_000
 
 
 class Status(StrEnum):
@@ -201,9 +201,7 @@ class CallRecord:
     ) -> bytes:
         """Return the whole row as JSON."""
         keeper, first = self._keeper, self._first_byte_at
-        part = close_part(
-            usage,
-            self.metered_object,
+        part = ClosePart(
             ended_at=rfc3339(keeper.clock.latest()),
             status=status.value,
             http_status=self.http_status,
@@ -214,11 +212,12 @@ class CallRecord:
             bytes_up=bytes_up,
             bytes_down=bytes_down,
         )
+        part.tell(usage, self.metered_object)
         return encode_whole(self._open_row, part)
 
 
 def _milliseconds(seconds: float) -> float:
-    return round(seconds * _MILLISECONDS, 3)
+    return int(seconds * _MICROSECONDS) / 1000  # as whole microseconds, for they are read by people
 
 
 def header_text(value: bytes) -> str | None:

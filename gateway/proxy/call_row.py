@@ -60,11 +60,12 @@ class ClosePart(msgspec.Struct, kw_only=True, omit_defaults=True):
     duration_ms: float
     bytes_up: int
     bytes_down: int
-    usage_source: str
     http_status: int | None = None
     reason: str | None = None
     ttfb_ms: float | None = None
     vendor_request_id: str | None = None
+    # What was used, see `tell`.
+    usage_source: str | None = None
     flags: tuple[str, ...] = ()
     model_served: str | None = None
     service_tier: str | None = None
@@ -88,59 +89,35 @@ class ClosePart(msgspec.Struct, kw_only=True, omit_defaults=True):
     metered_deferred: bool | None = None
     vendor_usage: msgspec.Raw | None = None
 
-
-def close_part(
-    usage: Usage,
-    metered_object: MeteredObject | None,
-    *,
-    ended_at: str,
-    status: str,
-    http_status: int | None,
-    reason: str | None,
-    vendor_request_id: str | None,
-    ttfb_ms: float | None,
-    duration_ms: float,
-    bytes_up: int,
-    bytes_down: int,
-) -> ClosePart:
-    """Return the close part. A stored object is named where its usage is told."""
-    part = ClosePart(
-        ended_at=ended_at,
-        status=status,
-        duration_ms=duration_ms,
-        bytes_up=bytes_up,
-        bytes_down=bytes_down,
-        usage_source=usage.source,
-        http_status=http_status,
-        reason=reason,
-        ttfb_ms=ttfb_ms,
-        vendor_request_id=vendor_request_id,
-        flags=usage.flags,
-        model_served=usage.model_served,
-        service_tier=usage.service_tier,
-        finish_reason=usage.finish_reason,
-        input_tokens=usage.input_tokens,
-        cache_read_tokens=usage.cache_read_tokens,
-        cache_write_tokens=usage.cache_write_tokens,
-        cache_write_5m_tokens=usage.cache_write_5m_tokens,
-        cache_write_1h_tokens=usage.cache_write_1h_tokens,
-        output_tokens=usage.output_tokens,
-        reasoning_tokens=usage.reasoning_tokens,
-        audio_input_tokens=usage.audio_input_tokens,
-        audio_output_tokens=usage.audio_output_tokens,
-        image_input_tokens=usage.image_input_tokens,
-        seconds=usage.seconds,
-        searches=usage.searches,
-        pages=usage.pages,
-    )
-    if usage.vendor_usage is not None:
-        part.vendor_usage = msgspec.Raw(usage.vendor_usage)
-    if metered_object is not None and usage.source != "none":
-        part.metered_vendor_id = metered_object.vendor_id
-        part.metered_object = metered_object.object_id
-        part.metered_again = metered_object.is_retrieved
-        part.metered_deferred = metered_object.is_deferred
-    return part
+    def tell(self, usage: Usage, metered_object: MeteredObject | None) -> None:
+        """Take in what was used; a stored object is named where its usage is told."""
+        self.usage_source = usage.source
+        self.flags = usage.flags
+        self.model_served = usage.model_served
+        self.service_tier = usage.service_tier
+        self.finish_reason = usage.finish_reason
+        if usage.vendor_usage is not None:
+            self.vendor_usage = msgspec.Raw(usage.vendor_usage)
+        if usage.source == "none":
+            return
+        self.input_tokens = usage.input_tokens
+        self.cache_read_tokens = usage.cache_read_tokens
+        self.cache_write_tokens = usage.cache_write_tokens
+        self.cache_write_5m_tokens = usage.cache_write_5m_tokens
+        self.cache_write_1h_tokens = usage.cache_write_1h_tokens
+        self.output_tokens = usage.output_tokens
+        self.reasoning_tokens = usage.reasoning_tokens
+        self.audio_input_tokens = usage.audio_input_tokens
+        self.audio_output_tokens = usage.audio_output_tokens
+        self.image_input_tokens = usage.image_input_tokens
+        self.seconds = usage.seconds
+        self.searches = usage.searches
+        self.pages = usage.pages
+        if metered_object is not None:
+            self.metered_vendor_id = metered_object.vendor_id
+            self.metered_object = metered_object.object_id
+            self.metered_again = metered_object.is_retrieved
+            self.metered_deferred = metered_object.is_deferred
 
 
 def encode_open(part: OpenPart) -> bytes:
@@ -161,7 +138,8 @@ def encode_whole(opened: bytes, part: ClosePart) -> bytes:
 
 def rfc3339(unix_seconds: float) -> str:
     """Return a time as RFC 3339 in UTC, with microseconds: '2026-11-24T12:00:00.000000Z'."""
-    second, microseconds = divmod(round(unix_seconds * _MICROSECONDS), _MICROSECONDS)
+    second = int(unix_seconds)
+    microseconds = int((unix_seconds - second) * _MICROSECONDS)
     return f"{_whole_second(second)}.{microseconds:06}Z"
 
 
