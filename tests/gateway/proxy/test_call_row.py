@@ -23,7 +23,7 @@ OPENED = encode_open(
         org_id="o",
         workspace_id="w",
         user_id="u",
-        token_id="t",  # noqa: S106 - an id
+        token_id="t",
         vendor="openai",
         endpoint="openai.chat",
         client_format="openai",
@@ -94,7 +94,7 @@ def test_half_a_surrogate_costs_the_texts_and_not_the_row() -> None:
     [
         (1_790_000_000.0, "2026-09-21T14:13:20.000000Z"),
         (1_790_000_000.25, "2026-09-21T14:13:20.250000Z"),
-        (1_790_000_000.999_999_9, "2026-09-21T14:13:20.999999Z"),
+        (1_790_000_000.999_999_5, "2026-09-21T14:13:20.999999Z"),
     ],
 )
 def test_times_have_microseconds(seconds: float, text: str) -> None:
