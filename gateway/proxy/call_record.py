@@ -190,7 +190,7 @@ class CallRecord:
         keeper.on_closed(
             vendor=self._vendor,
             endpoint=self._endpoint_name,
-            status=status.value,
+            status=status,
             ttfb_seconds=None if first is None else first - self._started,
             duration_seconds=keeper.now() - self._started,
             usage=usage,
@@ -203,7 +203,7 @@ class CallRecord:
         keeper, first = self._keeper, self._first_byte_at
         part = ClosePart(
             ended_at=rfc3339(keeper.clock.latest()),
-            status=status.value,
+            status=status,
             http_status=self.http_status,
             reason=reason,
             vendor_request_id=self.vendor_request_id,

@@ -4,6 +4,7 @@ The open part is known before anything goes to the vendor, the close part when t
 joined they are one JSON object, a usage event by its names. What is not known is left out.
 """
 
+from collections.abc import Callable
 from datetime import UTC, datetime
 from functools import lru_cache
 from typing import Final, NamedTuple
@@ -16,6 +17,8 @@ _MICROSECONDS: Final = 1_000_000
 _SECONDS_KEPT: Final = 16  # texts of whole seconds: calls of one second share theirs
 
 _encode: Final = msgspec.json.Encoder().encode
+# Returns an `OpenPart` as a JSON object.
+encode_open: Final[Callable[["OpenPart"], bytes]] = _encode
 
 
 class MeteredObject(NamedTuple):
@@ -118,11 +121,6 @@ class ClosePart(msgspec.Struct, kw_only=True, omit_defaults=True):
             self.metered_object = metered_object.object_id
             self.metered_again = metered_object.is_retrieved
             self.metered_deferred = metered_object.is_deferred
-
-
-def encode_open(part: OpenPart) -> bytes:
-    """Return the open part as a JSON object."""
-    return _encode(part)
 
 
 def encode_whole(opened: bytes, part: ClosePart) -> bytes:
