@@ -58,10 +58,8 @@ class GeminiGenerate(UsageReader):
     usage_member = b"usageMetadata"
     finish_pattern = re.compile(rb'"finishReason"\s*:\s*"([A-Z_]{1,64})"')
 
-    def __init__(self) -> None:
-        super().__init__()
-        self._usage = b""
-        self._counts = 0  # how many counts are in it
+    _usage = b""
+    _counts = 0  # how many counts are in it
 
     def wants(self, raw: bytes) -> bool:  # noqa: ARG002 - nearly every event has usage
         """Return True: nearly every event of Gemini carries the usage so far."""

@@ -87,10 +87,8 @@ class OpenAIChat(UsageReader):
     usage_member = b"usage"
     finish_pattern = re.compile(rb'"finish_reason"\s*:\s*"([a-z_]{1,64})"')
 
-    def __init__(self) -> None:
-        super().__init__()
-        self._usage = b""
-        self._look_for_model = MODEL_EVENTS_MAX
+    _usage = b""
+    _look_for_model = MODEL_EVENTS_MAX
 
     def wants(self, raw: bytes) -> bool:
         """Return whether something is told other than a delta: a count, a finish, an error."""
@@ -128,21 +126,22 @@ class OpenAIChat(UsageReader):
         self.service_tier = clean_text(answer.service_tier, self.flags) or self.service_tier
         if answer.error:
             self.tell_error()
-        usage = _ABSENT
+        usages = []  # the last one holds
         for choice in answer.choices or ():
             reason = clean_text(choice.finish_reason, self.flags)
             if reason is not None:
                 self.finish_reason = reason
                 self.saw_end = self.saw_end or reason != ""
-            if is_object(choice.usage):
-                usage = choice.usage
-        if answer.x_groq is not None and is_object(answer.x_groq.usage):
-            usage = answer.x_groq.usage
-        if is_object(answer.usage):
-            usage = answer.usage
-        if is_object(usage):
-            self._usage = bytes(usage)
-            self.final = self.saw_end
+            if choice.usage is not _ABSENT:
+                usages.append(choice.usage)
+        if answer.x_groq is not None:
+            usages.append(answer.x_groq.usage)
+        usages.append(answer.usage)
+        for usage in reversed(usages):
+            if is_object(usage):
+                self._usage = bytes(usage)
+                self.final = self.saw_end
+                return
 
     def raw_usage(self) -> bytes:
         """Return the last usage object."""
@@ -165,11 +164,11 @@ def chat_meters(told: ChatUsage, flags: Flags) -> Meters:
     reasoning = first_of(of_output.reasoning_tokens, told.reasoning_tokens)
     audio = of_input.audio_tokens
     all_input, output = _whole_counts(told, reasoning=reasoning, audio=audio, flags=flags)
+    cached = of_input.cached_tokens
+    if cached is None:
+        cached = first_of(told.cached_tokens, told.prompt_cache_hit_tokens)
     uncached, cache_read, cache_write = disjoint_input(
-        all_input,
-        first_of(of_input.cached_tokens, told.cached_tokens, told.prompt_cache_hit_tokens),
-        of_input.cache_write_tokens,
-        flags,
+        all_input, cached, of_input.cache_write_tokens, flags
     )
     return {
         "input_tokens": uncached,

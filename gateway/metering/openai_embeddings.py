@@ -60,10 +60,8 @@ class OpenAIEmbeddings(UsageReader):
     event_bytes_max = SSE_WHOLE_OUTPUT_BYTES_MAX
     finish_pattern = re.compile(rb"(?!)")  # none of them says why it ended
 
-    def __init__(self) -> None:
-        super().__init__()
-        self._usage = b""
-        self._svg_usage = b""
+    _usage = b""
+    _svg_usage = b""
 
     def wants(self, raw: bytes) -> bool:
         """Return whether an image is done, or an error told."""

@@ -80,9 +80,7 @@ class OpenAIResponses(UsageReader):
     event_bytes_max = SSE_WHOLE_OUTPUT_BYTES_MAX
     finish_pattern = re.compile(rb'"status"\s*:\s*"([a-z_]{1,64})"')
 
-    def __init__(self) -> None:
-        super().__init__()
-        self._usage = b""
+    _usage = b""
 
     def wants(self, raw: bytes) -> bool:
         """Return whether this may be the beginning, the end or an error."""

@@ -123,10 +123,7 @@ METERS: Final = (
 class Flags:
     """The flags raised while one answer is read: each once, in the order raised."""
 
-    __slots__ = ("_raised",)
-
-    def __init__(self) -> None:
-        self._raised: tuple[str, ...] = ()
+    _raised: tuple[str, ...] = ()
 
     def raise_(self, flag: Flag) -> None:
         """Raise `flag`; again is nothing new."""

@@ -69,7 +69,7 @@ def meter(kind: MeterFormat, *, stream: bool = False) -> Meter:
 
 @pytest.mark.parametrize(
     ("kind", "answer", "most"),
-    [(MeterFormat.OPENAI_CHAT, COMPLETION, 42), (MeterFormat.ANTHROPIC_MESSAGES, MESSAGE, 36)],
+    [(MeterFormat.OPENAI_CHAT, COMPLETION, 38), (MeterFormat.ANTHROPIC_MESSAGES, MESSAGE, 34)],
 )
 def test_an_answer_in_one_piece(kind: MeterFormat, answer: bytes, most: int) -> None:
     def act() -> Usage:
@@ -149,7 +149,7 @@ async def test_a_record_from_its_open_line_to_its_row_and_its_metrics(journal: J
         record.first_byte()
         record.close(Status.COMPLETE, usage, bytes_up=1, bytes_down=2)
 
-    assert calls_of(act) <= 50
+    assert calls_of(act) <= 43
     assert journal.open_calls == 0
     batch = journal.read_unshipped(rows_max=100, bytes_max=10**6)
     assert len(batch.rows) == RUNS + 1
