@@ -16,6 +16,7 @@ Only `journal_recovery` reads a journal whose process is gone.
 """
 
 import asyncio
+import contextlib
 import os
 import time
 from collections import deque
@@ -180,10 +181,8 @@ class Journal:
         if len(row) > PAYLOAD_BYTES_MAX:
             row = shortened(row, PAYLOAD_BYTES_MAX)
         row = one_line(row)
-        opened = self._open.pop(call_id, None)
-        if opened is None:
-            admitted = self._now()
-        else:
+        admitted = self._now()
+        if (opened := self._open.pop(call_id, None)) is not None:
             admitted = opened.admitted
             opened.segment.open_calls -= 1
         if not self._write_close(row, admitted):
@@ -232,8 +231,9 @@ class Journal:
     def unshipped_since(self) -> float | None:
         """Return when the oldest call that may lack a row was admitted, or None. Unix seconds."""
         times = [call.admitted for call in self._open.values()]
-        shipping = self._shipping.oldest()
-        return min(times, default=shipping) if shipping is None else min([*times, shipping])
+        if (shipping := self._shipping.oldest()) is not None:
+            times.append(shipping)
+        return min(times, default=None)
 
     def read_unshipped(self, *, rows_max: int, bytes_max: int) -> Batch:
         """Return the next rows to ship; none where all are shipped. The same until `shipped`.
@@ -267,11 +267,9 @@ class Journal:
     async def run(self) -> None:
         """Bring lines to the disk in groups, keep a segment ready, and let old ones go."""
         while True:
-            try:
+            with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(IDLE_SECONDS):
                     await self._dirty.wait()
-            except TimeoutError:
-                pass
             await asyncio.sleep(SYNC_SECONDS)
             self._dirty.clear()
             await self.step()
@@ -307,9 +305,8 @@ class Journal:
 
     def _make_room_for_open(self) -> None:
         """Raise JournalFull unless a line fits, with a close for every call then open."""
-        need = (
-            len(self._open) + 2 + SLOTS_OF_OUR_OWN + len(self._blocks) // (BLOCKS_PER_LINE_MAX // 2)
-        )
+        of_blocks = len(self._blocks) // (BLOCKS_PER_LINE_MAX // 2)
+        need = len(self._open) + 2 + SLOTS_OF_OUR_OWN + of_blocks
         if self._shipping.unwritten:
             raise JournalFull  # what can't be written even now is as much as memory should hold
         while not self._segments.has_slots(need):
