@@ -15,16 +15,19 @@ from typing import Any, Final
 
 import msgspec
 
+from gateway.metering.lenient import Count, Lenient
 from gateway.metering.sse import SseEvent
 from gateway.metering.usage import (
     COUNT_MAX,
     Flag,
-    Reported,
+    Flags,
+    clean_text,
     decode_object,
     join_members,
+    of_which,
     split_members,
 )
-from gateway.metering.usage_reader import Meters, UsageReader, is_object, value
+from gateway.metering.usage_reader import Meters, UsageReader, is_object
 
 ITERATION_KINDS_MAX: Final = 16  # sums of a list that is too long
 
@@ -37,19 +40,46 @@ _ITERATION_COUNTS: Final = (
 
 
 class _Message(msgspec.Struct):
-    model: msgspec.Raw = msgspec.Raw()
+    model: Any = None
     usage: msgspec.Raw = msgspec.Raw()
-    stop_reason: msgspec.Raw = msgspec.Raw()
+    stop_reason: Any = None
 
 
 class _Answer(_Message):
-    type: msgspec.Raw = msgspec.Raw()
+    type: Any = None
     message: _Message | None = None
     delta: _Message | None = None
-    error: msgspec.Raw = msgspec.Raw()
+    error: Any = None
 
 
-_ANSWER: Final = msgspec.json.Decoder(_Answer)
+class _Writes(msgspec.Struct):
+    ephemeral_5m_input_tokens: Count = None
+    ephemeral_1h_input_tokens: Count = None
+
+
+class _OutputDetails(msgspec.Struct):
+    thinking_tokens: Count = None
+
+
+class _Tools(msgspec.Struct):
+    web_search_requests: Count = None
+
+
+class _Usage(msgspec.Struct):
+    input_tokens: Count = None
+    cache_read_input_tokens: Count = None
+    cache_creation_input_tokens: Count = None
+    cache_creation: _Writes | None = None
+    output_tokens: Count = None
+    output_tokens_details: _OutputDetails | None = None
+    server_tool_use: _Tools | None = None
+    iterations: Any = None
+    service_tier: Any = None
+
+
+_ANSWER: Final = Lenient(_Answer)
+_USAGE: Final = Lenient(_Usage)
+_NO_WRITES: Final = _Writes()
 
 
 class AnthropicMessages(UsageReader):
@@ -60,7 +90,8 @@ class AnthropicMessages(UsageReader):
 
     def __init__(self) -> None:
         super().__init__()
-        self._usage: dict[str, bytes] = {}
+        self._usage = b""  # where there was one
+        self._overlaid: dict[str, bytes] = {}  # its members, where there were more
 
     def wants(self, raw: bytes) -> bool:
         """Return whether there is more than content: the message's start, delta, end, an error."""
@@ -68,10 +99,10 @@ class AnthropicMessages(UsageReader):
 
     def read_event(self, event: SseEvent) -> None:
         """Take in one event of a stream."""
-        answer = self.decode(_ANSWER, event.data)
+        answer = _ANSWER.read(event.data, self.flags)
         if answer is None:
             return
-        match value(answer.type):
+        match answer.type:
             case "message_start" if answer.message is not None:
                 self.saw_end = self.final = self.is_over = False
                 self._read_message(answer.message)
@@ -88,28 +119,33 @@ class AnthropicMessages(UsageReader):
 
     def read_object(self, document: bytes) -> None:
         """Take in a message in one piece."""
-        answer = self.decode(_ANSWER, document)
+        answer = _ANSWER.read(document, self.flags)
         if answer is None:
             return
-        if value(answer.error):
+        if answer.error:
             self.tell_error()
         self._read_message(answer)
 
     def _read_message(self, message: _Message) -> None:
-        self.model = self.model or self.text(message.model)
-        self.finish_reason = self.text(message.stop_reason) or self.finish_reason
+        self.model = self.model or clean_text(message.model, self.flags)
+        self.finish_reason = clean_text(message.stop_reason, self.flags) or self.finish_reason
         self._overlay(message.usage)
 
     def _overlay(self, usage: msgspec.Raw) -> None:
         if not is_object(usage):
             return
+        if not self._usage:
+            self._usage = bytes(usage)
+            return
+        members = self._overlaid or split_members(self._usage) or {}
         for name, told in (split_members(bytes(usage)) or {}).items():
-            if told != b"null" or name not in self._usage:
-                self._usage[name] = told
+            if told != b"null" or name not in members:
+                members[name] = told
+        self._overlaid = members
 
     def raw_usage(self) -> bytes:
         """Return the overlaid usage object; each member is as the vendor wrote it."""
-        return join_members(self._usage) if self._usage else b""
+        return join_members(self._overlaid) if self._overlaid else self._usage
 
     def shorten(self, raw: bytes) -> bytes:
         """Return the usage object with its iterations summed by type and model."""
@@ -117,42 +153,42 @@ class AnthropicMessages(UsageReader):
         if not isinstance(iterations, list):
             return raw
         summed = msgspec.json.encode(_summed_by_kind(iterations))
-        return join_members({**self._usage, "iterations": summed})
+        return join_members({**(split_members(raw) or {}), "iterations": summed})
 
-    def meters(self, reported: Reported) -> Meters:
+    def counts(self, raw: bytes) -> Meters:
         """Return the counts, disjoint as they came."""
-        write_5m = reported.count("cache_creation", "ephemeral_5m_input_tokens")
-        write_1h = reported.count("cache_creation", "ephemeral_1h_input_tokens")
-        output = reported.count("output_tokens")
-        if _has_iterations_on_top(reported.at("iterations")):
-            reported.flags.raise_(Flag.ITERATIONS_ON_TOP)
-        self.service_tier = reported.text("service_tier")
+        told = _USAGE.read(raw, self.flags)
+        if told is None:
+            return {}
+        if _has_iterations_on_top(told.iterations):
+            self.flags.raise_(Flag.ITERATIONS_ON_TOP)
+        self.service_tier = clean_text(told.service_tier, self.flags)
+        writes = told.cache_creation or _NO_WRITES
+        of_output, tools = told.output_tokens_details, told.server_tool_use
         return {
-            "input_tokens": reported.count("input_tokens"),
-            "cache_read_tokens": reported.count("cache_read_input_tokens"),
-            "cache_write_tokens": _all_writes(
-                reported, reported.count("cache_creation_input_tokens"), write_5m, write_1h
-            ),
-            "cache_write_5m_tokens": write_5m,
-            "cache_write_1h_tokens": write_1h,
-            "output_tokens": output,
-            "reasoning_tokens": reported.of_which(
-                reported.count("output_tokens_details", "thinking_tokens"),
-                output,
+            "input_tokens": told.input_tokens,
+            "cache_read_tokens": told.cache_read_input_tokens,
+            "cache_write_tokens": _all_writes(told.cache_creation_input_tokens, writes, self.flags),
+            "cache_write_5m_tokens": writes.ephemeral_5m_input_tokens,
+            "cache_write_1h_tokens": writes.ephemeral_1h_input_tokens,
+            "output_tokens": told.output_tokens,
+            "reasoning_tokens": of_which(
+                None if of_output is None else of_output.thinking_tokens,
+                told.output_tokens,
                 Flag.REASONING_EXCEEDS_OUTPUT,
+                self.flags,
             ),
-            "searches": reported.count("server_tool_use", "web_search_requests"),
+            "searches": None if tools is None else tools.web_search_requests,
         }
 
 
-def _all_writes(
-    reported: Reported, total: int | None, write_5m: int | None, write_1h: int | None
-) -> int | None:
+def _all_writes(total: int | None, writes: _Writes, flags: Flags) -> int | None:
+    write_5m, write_1h = writes.ephemeral_5m_input_tokens, writes.ephemeral_1h_input_tokens
     if write_5m is None and write_1h is None:
         return total
     parts = (write_5m or 0) + (write_1h or 0)
     if total is not None and parts > total:
-        reported.flags.raise_(Flag.CACHE_WRITE_SPLIT_DIFFERS)
+        flags.raise_(Flag.CACHE_WRITE_SPLIT_DIFFERS)
     return parts if total is None else max(total, parts)
 
 

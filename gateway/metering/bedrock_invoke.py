@@ -215,12 +215,16 @@ class BedrockInvoke(UsageReader):
         """Return a usage object that is too large for a row as well told in fewer bytes."""
         return self._anthropic.shorten(raw) if self._is_anthropic else raw
 
-    def meters(self, reported: Reported) -> Meters:
+    def counts(self, raw: bytes) -> Meters:
         """Return the counts, disjoint."""
         if self._is_anthropic and self._anthropic.raw_usage():
-            counts = self._anthropic.meters(reported)
+            counts = self._anthropic.counts(raw)
             self.service_tier = self._anthropic.service_tier
             return counts
+        return super().counts(raw)
+
+    def meters(self, reported: Reported) -> Meters:
+        """Return the counts of another family, disjoint."""
         if reported.at("inputTokens") is not None or reported.at("outputTokens") is not None:
             return converse_meters(reported)
         if reported.at("prompt_tokens") is not None:

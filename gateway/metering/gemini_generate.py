@@ -11,28 +11,45 @@ from typing import Any, Final
 
 import msgspec
 
-from gateway.metering.usage import Flag, Reported, disjoint_input
-from gateway.metering.usage_reader import Meters, UsageReader, is_object, value
+from gateway.metering.lenient import Count, Lenient
+from gateway.metering.usage import Flag, Reported, clean_text, disjoint_input, of_which
+from gateway.metering.usage_reader import Meters, UsageReader, is_object
 
 MODALITIES_MAX: Final = 64  # rows of a token count by modality
 
-_PROMPT_DETAILS: Final = ("promptTokensDetails", "promptTokenDetails")  # the latter in embeddings
+
+class _Candidate(msgspec.Struct, rename="camel"):
+    finish_reason: Any = None
+
+
+class _Feedback(msgspec.Struct, rename="camel"):
+    block_reason: Any = None
 
 
 class _Answer(msgspec.Struct, rename="camel"):
-    candidates: msgspec.Raw = msgspec.Raw()
-    prompt_feedback: msgspec.Raw = msgspec.Raw()
+    candidates: list[_Candidate] | None = None
+    prompt_feedback: _Feedback | None = None
     usage_metadata: msgspec.Raw = msgspec.Raw()
-    model_version: msgspec.Raw = msgspec.Raw()
-    error: msgspec.Raw = msgspec.Raw()
+    model_version: Any = None
+    error: Any = None
 
 
-class _Candidate(msgspec.Struct, rename="camel"):
-    finish_reason: msgspec.Raw = msgspec.Raw()
+class _Usage(msgspec.Struct, rename="camel"):
+    prompt_token_count: Count = None
+    tool_use_prompt_token_count: Count = None
+    candidates_token_count: Count = None
+    thoughts_token_count: Count = None
+    total_token_count: Count = None
+    cached_content_token_count: Count = None
+    prompt_tokens_details: Any = None
+    prompt_token_details: Any = None  # in embeddings
+    candidates_tokens_details: Any = None
+    service_tier: Any = None
+    traffic_type: Any = None
 
 
-_ANSWER: Final = msgspec.json.Decoder(_Answer)
-_CANDIDATES: Final = msgspec.json.Decoder(list[_Candidate] | None)
+_ANSWER: Final = Lenient(_Answer)
+_USAGE: Final = Lenient(_Usage)
 
 
 class GeminiGenerate(UsageReader):
@@ -41,10 +58,8 @@ class GeminiGenerate(UsageReader):
     usage_member = b"usageMetadata"
     finish_pattern = re.compile(rb'"finishReason"\s*:\s*"([A-Z_]{1,64})"')
 
-    def __init__(self) -> None:
-        super().__init__()
-        self._usage = b""
-        self._counts = 0  # how many counts are in it
+    _usage = b""
+    _counts = 0  # how many counts are in it
 
     def wants(self, raw: bytes) -> bool:  # noqa: ARG002 - nearly every event has usage
         """Return True: nearly every event of Gemini carries the usage so far."""
@@ -52,18 +67,17 @@ class GeminiGenerate(UsageReader):
 
     def read_object(self, document: bytes) -> None:
         """Take in an answer, or one chunk of it."""
-        answer = self.decode(_ANSWER, document)
+        answer = _ANSWER.read(document, self.flags)
         if answer is None:
             return
-        self.model = self.model or self.text(answer.model_version)
-        if value(answer.error):
+        self.model = self.model or clean_text(answer.model_version, self.flags)
+        if answer.error:
             self.tell_error()
-        if is_object(answer.prompt_feedback):
-            feedback = value(answer.prompt_feedback)
-            self.saw_end = self.saw_end or bool(feedback and feedback.get("blockReason"))
-        candidates = bytes(answer.candidates)
-        for candidate in self.decode(_CANDIDATES, candidates) or () if candidates else ():
-            if reason := self.text(candidate.finish_reason):
+        feedback = answer.prompt_feedback
+        if feedback is not None and feedback.block_reason:
+            self.saw_end = True
+        for candidate in answer.candidates or ():
+            if reason := clean_text(candidate.finish_reason, self.flags):
                 self.finish_reason = reason
                 self.saw_end = True
         if is_object(answer.usage_metadata):
@@ -83,57 +97,55 @@ class GeminiGenerate(UsageReader):
         """Return the last usage that counts anything."""
         return self._usage
 
-    def meters(self, reported: Reported) -> Meters:
+    def counts(self, raw: bytes) -> Meters:
         """Return the counts, disjoint."""
-        thoughts = reported.count("thoughtsTokenCount")
-        all_input = _sum(
-            reported.count("promptTokenCount"), reported.count("toolUsePromptTokenCount")
-        )
-        output = _sum(reported.count("candidatesTokenCount"), thoughts)
-        total = reported.count("totalTokenCount")
+        told, flags = _USAGE.read(raw, self.flags), self.flags
+        if told is None:
+            return {}
+        thoughts = told.thoughts_token_count
+        all_input = _sum(told.prompt_token_count, told.tool_use_prompt_token_count)
+        output = _sum(told.candidates_token_count, thoughts)
+        total = told.total_token_count
         if total is not None and total != (all_input or 0) + (output or 0):
-            reported.flags.raise_(Flag.TOTAL_DIFFERS)
+            flags.raise_(Flag.TOTAL_DIFFERS)
         uncached, cache_read, _ = disjoint_input(
-            all_input, reported.count("cachedContentTokenCount"), None, reported.flags
+            all_input, told.cached_content_token_count, None, flags
         )
-        self.service_tier = reported.text("serviceTier") or reported.text("trafficType")
+        self.service_tier = clean_text(told.service_tier, flags) or clean_text(
+            told.traffic_type, flags
+        )
+        of_input = told.prompt_tokens_details
+        if of_input is None:
+            of_input = told.prompt_token_details
+        of_output = told.candidates_tokens_details
         return {
             "input_tokens": uncached,
             "cache_read_tokens": cache_read,
             "output_tokens": output,
             "reasoning_tokens": thoughts,
-            "audio_input_tokens": reported.of_which(
-                _of_modality(reported, "AUDIO", *_PROMPT_DETAILS),
-                all_input,
-                Flag.AUDIO_EXCEEDS_INPUT,
+            "audio_input_tokens": of_which(
+                self._of_modality("AUDIO", of_input), all_input, Flag.AUDIO_EXCEEDS_INPUT, flags
             ),
-            "audio_output_tokens": reported.of_which(
-                _of_modality(reported, "AUDIO", "candidatesTokensDetails"),
-                output,
-                Flag.AUDIO_EXCEEDS_OUTPUT,
+            "audio_output_tokens": of_which(
+                self._of_modality("AUDIO", of_output), output, Flag.AUDIO_EXCEEDS_OUTPUT, flags
             ),
-            "image_input_tokens": reported.of_which(
-                _of_modality(reported, "IMAGE", *_PROMPT_DETAILS),
-                all_input,
-                Flag.IMAGE_EXCEEDS_INPUT,
+            "image_input_tokens": of_which(
+                self._of_modality("IMAGE", of_input), all_input, Flag.IMAGE_EXCEEDS_INPUT, flags
             ),
         }
+
+    def _of_modality(self, modality: str, rows: object) -> int | None:
+        """Return the tokens of one modality. A row without a count says 0: protobuf omits zeros."""
+        if not isinstance(rows, list):
+            return None
+        counts = [
+            Reported({"tokenCount": 0, **row}, self.flags).count("tokenCount")
+            for row in rows[:MODALITIES_MAX]
+            if isinstance(row, dict) and row.get("modality") == modality
+        ]
+        said = [count for count in counts if count is not None]
+        return sum(said) if said else None
 
 
 def _sum(one: int | None, other: int | None) -> int | None:
     return None if one is None and other is None else (one or 0) + (other or 0)
-
-
-def _of_modality(reported: Reported, modality: str, *members: str) -> int | None:
-    """Return the tokens of one modality. A row without a count says 0: protobuf omits zeros."""
-    told = (reported.at(name) for name in members)
-    rows: Any = next((one for one in told if one is not None), None)
-    if not isinstance(rows, list):
-        return None
-    counts = [
-        Reported({"tokenCount": 0, **row}, reported.flags).count("tokenCount")
-        for row in rows[:MODALITIES_MAX]
-        if isinstance(row, dict) and row.get("modality") == modality
-    ]
-    said = [count for count in counts if count is not None]
-    return sum(said) if said else None

@@ -5,17 +5,18 @@ brings the lines to the disk in groups, so that a power cut loses at most the la
 opened only where there is room for its largest close, so that a full disk refuses new calls and
 never loses a call that was made.
 
-The ledger reads the rows of closed calls back from the segments, so that memory stays bounded while
-the database is away. A segment goes when all its rows are shipped and no call opened in it is open
-any more; a few stragglers are written again into the current segment ("carried"), in slices. Before
-it goes, how much of each block is used is written down too: what recovery counts is never in a
-segment that is gone. Shipped segments are kept for a while, to be shipped again to a database that
-lost them; ids make that harmless.
+The ledger takes the rows of closed calls from memory; while the database is away it reads them back
+from the segments, so that memory stays bounded. A segment goes when all its rows are shipped and no
+call opened in it is open any more; a few stragglers are written again into the current segment
+("carried"), in slices. Before it goes, how much of each block is used is written down too: what
+recovery counts is never in a segment that is gone. Shipped segments are kept for a while, to be
+shipped again to a database that lost them; ids make that harmless.
 
 Only `journal_recovery` reads a journal whose process is gone.
 """
 
 import asyncio
+import contextlib
 import os
 import time
 from collections import deque
@@ -37,6 +38,7 @@ from gateway.metering.journal_lines import (
     SETTLED,
     USED,
     make_line,
+    one_line,
 )
 from gateway.metering.journal_rows import shortened
 from gateway.metering.journal_segments import (
@@ -156,6 +158,7 @@ class Journal:
         """
         if len(row) > PAYLOAD_BYTES_MAX // 2:
             row = shortened(row, PAYLOAD_BYTES_MAX // 2)
+        row = one_line(row)
         blocks = b'"%b"' % '","'.join(block_ids).encode() if block_ids else b""
         line = make_line(OPEN, b'{"blocks":[%b],"row":%b}' % (blocks, row))
         self._make_room_for_open()
@@ -177,10 +180,9 @@ class Journal:
         """
         if len(row) > PAYLOAD_BYTES_MAX:
             row = shortened(row, PAYLOAD_BYTES_MAX)
-        opened = self._open.pop(call_id, None)
-        if opened is None:
-            admitted = self._now()
-        else:
+        row = one_line(row)
+        admitted = self._now()
+        if (opened := self._open.pop(call_id, None)) is not None:
             admitted = opened.admitted
             opened.segment.open_calls -= 1
         if not self._write_close(row, admitted):
@@ -197,7 +199,7 @@ class Journal:
         call = self._open.get(call_id)
         if call is None or len(row) > PAYLOAD_BYTES_MAX:
             return
-        self._write_again(call_id, call, row)
+        self._write_again(call_id, call, one_line(row))
         self._dirty.set()
 
     def block_asked(self, block_ids: Sequence[str]) -> None:
@@ -229,8 +231,9 @@ class Journal:
     def unshipped_since(self) -> float | None:
         """Return when the oldest call that may lack a row was admitted, or None. Unix seconds."""
         times = [call.admitted for call in self._open.values()]
-        shipping = self._shipping.oldest()
-        return min(times, default=shipping) if shipping is None else min([*times, shipping])
+        if (shipping := self._shipping.oldest()) is not None:
+            times.append(shipping)
+        return min(times, default=None)
 
     def read_unshipped(self, *, rows_max: int, bytes_max: int) -> Batch:
         """Return the next rows to ship; none where all are shipped. The same until `shipped`.
@@ -264,11 +267,9 @@ class Journal:
     async def run(self) -> None:
         """Bring lines to the disk in groups, keep a segment ready, and let old ones go."""
         while True:
-            try:
+            with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(IDLE_SECONDS):
                     await self._dirty.wait()
-            except TimeoutError:
-                pass
             await asyncio.sleep(SYNC_SECONDS)
             self._dirty.clear()
             await self.step()
@@ -304,12 +305,11 @@ class Journal:
 
     def _make_room_for_open(self) -> None:
         """Raise JournalFull unless a line fits, with a close for every call then open."""
-        need = (
-            len(self._open) + 2 + SLOTS_OF_OUR_OWN + len(self._blocks) // (BLOCKS_PER_LINE_MAX // 2)
-        )
+        of_blocks = len(self._blocks) // (BLOCKS_PER_LINE_MAX // 2)
+        need = len(self._open) + 2 + SLOTS_OF_OUR_OWN + of_blocks
         if self._shipping.unwritten:
             raise JournalFull  # what can't be written even now is as much as memory should hold
-        while self._segments.slots() < need:
+        while not self._segments.has_slots(need):
             if self._monotonic() < self._refuse_until:
                 raise JournalFull
             try:
@@ -324,7 +324,7 @@ class Journal:
 
     def _write_own(self, line: bytes) -> bool:
         """Write a line unless the room for it belongs to closes; return whether it is written."""
-        if self._segments.slots() <= len(self._open):
+        if not self._segments.has_slots(len(self._open) + 1):
             return False
         try:
             self._segments.append(line)
@@ -342,7 +342,7 @@ class Journal:
             except OSError:
                 self._on_fault("write_failed")
                 continue
-            self._shipping.wrote(segment, admitted=admitted)
+            self._shipping.wrote(segment, row, admitted=admitted)
             return True
         return False
 

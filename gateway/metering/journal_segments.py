@@ -104,6 +104,14 @@ class Segments:
         """Return how many lines of the largest size there is room for."""
         return self.current.slots() + self._spare_slots
 
+    def has_slots(self, number: int) -> bool:
+        """Return whether there is room for so many lines of the largest size."""
+        current = self.current
+        return (
+            current.size - current.end >= number * LINE_BYTES_MAX  # nearly always
+            or self.slots() >= number
+        )
+
     @property
     def has_spare(self) -> bool:
         """Whether the next segment is there already."""

@@ -1,6 +1,7 @@
 """Which rows of a journal the ledger has, and which come next.
 
-Rows are read back from the segments; only those that no segment would take are in memory. What was
+Rows are in memory until they are shipped, as long as that is not much; while the database is away,
+they are read back from the segments. Rows that no segment would take are in memory only. What was
 shipped may be shipped again, from the oldest segment that is kept: the ledger knows rows by id.
 """
 
@@ -17,6 +18,7 @@ from gateway.metering.journal_lines import CLOSE, DAMAGE, scan
 from gateway.metering.journal_segments import KEPT_SECONDS_MAX, Segment, Segments
 
 READ_BYTES: Final = 256 * 1024  # at a time
+RECENT_BYTES_MAX: Final = 8 * 1024 * 1024  # of rows in memory; some seconds of a busy worker's
 MARK_CALLS_MAX: Final = 256  # share one oldest admission
 
 Position = tuple[int, int]  # number of a segment, offset in it
@@ -48,6 +50,55 @@ class _Mark:
         self.sealed = False
 
 
+class _Recent:
+    """All rows behind a position, in memory, until they are too many: then none."""
+
+    __slots__ = ("_rows", "_size", "is_complete")
+
+    def __init__(self) -> None:
+        self._rows: deque[tuple[Position, bytes]] = deque()  # where each ends
+        self._size = 0
+        self.is_complete = True
+
+    def add(self, row: bytes, end: Position) -> None:
+        if not self.is_complete:
+            return
+        self._rows.append((end, row))
+        self._size += len(row)
+        if self._size > RECENT_BYTES_MAX:
+            self.give_up()
+
+    def give_up(self) -> None:
+        """Leave them to the segments, until `begin_anew`."""
+        self._rows.clear()
+        self._size = 0
+        self.is_complete = False
+
+    def begin_anew(self) -> None:
+        """Every row until now is shipped, or can't be."""
+        self.is_complete = True
+
+    def first(
+        self, rows_max: int, bytes_max: int, *, end: Position
+    ) -> tuple[list[bytes], Position]:
+        """Return the first rows, and the position behind them: `end`, where these are all."""
+        rows: list[bytes] = []
+        size = 0
+        reached = end
+        for row_end, row in self._rows:
+            if len(rows) >= rows_max or size >= bytes_max:
+                return rows, reached
+            rows.append(row)
+            size += len(row)
+            reached = row_end
+        return rows, end
+
+    def drop(self, position: Position) -> None:
+        """Forget the rows that end before or at a position."""
+        while self._rows and self._rows[0][0] <= position:
+            self._size -= len(self._rows.popleft()[1])
+
+
 class Shipping:
     """What of the closed calls is shipped."""
 
@@ -59,6 +110,7 @@ class Shipping:
         self._files = files
         self._on_fault = on_fault
         self._marks: deque[_Mark] = deque()
+        self._recent = _Recent()
         self._generation = 0
         self._kept_rows: Iterator[bytes] | None = None  # being shipped again
         self._kept_batch: list[bytes] = []
@@ -68,8 +120,10 @@ class Shipping:
         self.position: Position = (0, 0)  # everything before it is shipped
         self.unwritten: dict[str, tuple[bytes, float]] = {}  # id: row, admission
 
-    def wrote(self, segment: Segment, *, admitted: float) -> None:
-        """Take note that the last line of a segment is a row, of a call then admitted."""
+    def wrote(self, segment: Segment, row: bytes, *, admitted: float) -> None:
+        """Take note that the last line of a segment is this row, of a call then admitted."""
+        end = (segment.number, segment.end)
+        self._recent.add(row, end)
         marks = self._marks
         if marks and not marks[-1].sealed and marks[-1].calls < MARK_CALLS_MAX:
             mark = marks[-1]
@@ -77,7 +131,7 @@ class Shipping:
             mark = _Mark(admitted)
             marks.append(mark)
         mark.calls += 1
-        mark.end = (segment.number, segment.end)
+        mark.end = end
         mark.oldest = min(mark.oldest, admitted)
 
     def oldest(self) -> float | None:
@@ -98,9 +152,10 @@ class Shipping:
             return Batch(rows=rows, more=True, unwritten=ids, generation=self._generation)
         if self._kept_turn and self._load_kept(rows_max):
             return Batch(rows=self._kept_batch, more=True, generation=self._generation)
-        rows, position = self._read_segments(rows_max, bytes_max)
+        rows, position = self._read_new(rows_max, bytes_max)
         if not rows:
             self._pass(position)
+            self._recent.begin_anew()
             if self._load_kept(rows_max):
                 return Batch(rows=self._kept_batch, more=True, generation=self._generation)
             self._end_again()
@@ -126,7 +181,8 @@ class Shipping:
         self._kept_batch = []
         self._kept_rows = _rows_of([kept.path for kept in self._segments.kept])
         self._again_since = now - KEPT_SECONDS_MAX - STREAM_TOTAL_SECONDS_MAX
-        self._again_until = (self._segments.current.number, self._segments.current.end)
+        self._again_until = self._end()
+        self._recent.give_up()
         self.position = (0, 0)
 
     def _load_kept(self, rows_max: int) -> bool:
@@ -139,8 +195,19 @@ class Shipping:
             return False
         return True
 
-    def _read_segments(self, rows_max: int, bytes_max: int) -> tuple[list[bytes], Position]:
+    def _end(self) -> Position:
+        """Return where the next line goes."""
+        current = self._segments.current
+        return current.number, current.end
+
+    def _read_new(self, rows_max: int, bytes_max: int) -> tuple[list[bytes], Position]:
         """Return the rows behind the position, and the position behind them."""
+        if self._recent.is_complete:
+            return self._recent.first(rows_max, bytes_max, end=self._end())
+        return self._read_segments(rows_max, bytes_max)
+
+    def _read_segments(self, rows_max: int, bytes_max: int) -> tuple[list[bytes], Position]:
+        """Return what `_read_new` does, from the files."""
         rows: list[bytes] = []
         size = 0
         number, offset = self.position
@@ -177,6 +244,7 @@ class Shipping:
 
     def _pass(self, position: Position) -> None:
         self.position = max(self.position, position)
+        self._recent.drop(self.position)
         while self._marks and self._marks[0].end <= self.position:
             self._marks.popleft()
         self._end_again()

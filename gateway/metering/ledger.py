@@ -24,6 +24,8 @@ from gateway.sql import CONNECTION_FAULTS, load_queries
 BATCH_ROWS_MAX: Final = 500
 BATCH_BYTES_MAX: Final = 1024 * 1024
 GATHER_SECONDS: Final = 0.05  # from a close to its batch: one transaction for all that close in it
+BUSY_ROWS: Final = 20  # where so many came in that time, the next ones gather longer
+BUSY_GATHER_SECONDS: Final = 0.2
 STATEMENT_SECONDS_MAX: Final = 30.0  # for a connection and the statement
 # At first only so long: a connection that fell silent looks like a slow statement, and everything
 # has to settle within 30 s of the database's return. Doubled each time that it is not enough.
@@ -117,22 +119,29 @@ class Ledger:
 
     async def run(self, journal: Journal) -> None:
         """Ship a journal's rows for ever; while the database is away, try again and again."""
+        is_busy = False
         while True:
             await journal.closed.wait()
-            await self._sleep(GATHER_SECONDS)
+            await self._sleep(BUSY_GATHER_SECONDS if is_busy else GATHER_SECONDS)
             journal.closed.clear()
-            await self._insist(lambda: self.ship(journal))
+            is_busy = await self._insist(lambda: self.ship(journal)) >= BUSY_ROWS
 
-    async def ship(self, journal: Journal) -> None:
-        """Ship what a journal has to ship now. Raises LedgerAway. Not beside `run`."""
+    async def ship(self, journal: Journal) -> int:
+        """Ship what a journal has to ship now; return how many rows that were.
+
+        Raises LedgerAway. Not beside `run`.
+        """
+        shipped = 0
         more = True
         while more:
             batch = journal.read_unshipped(rows_max=BATCH_ROWS_MAX, bytes_max=BATCH_BYTES_MAX)
             if not batch.rows:
-                return
+                break
             await self.append(batch.rows)
             journal.shipped(batch)
+            shipped += len(batch.rows)
             more = batch.more
+        return shipped
 
     async def recover(
         self,
@@ -211,7 +220,7 @@ class Ledger:
                     self._events.on_housekeeping(found)
             await self._sleep(HOUSEKEEP_SECONDS * (0.5 + self._jitter()))
 
-    async def _insist(self, act: Callable[[], Awaitable[None]]) -> None:
+    async def _insist(self, act: Callable[[], Awaitable[int]]) -> int:
         """Do it until the database takes it."""
         wait = RETRY_SECONDS_MIN
         while True:

@@ -7,7 +7,6 @@ piece.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from enum import StrEnum
 from types import MappingProxyType
 from typing import Final, Protocol
@@ -15,7 +14,8 @@ from typing import Final, Protocol
 import msgspec
 
 from gateway.metering.anthropic_messages import AnthropicMessages
-from gateway.metering.aws_event_stream import AwsEventParser, is_aws_events
+from gateway.metering.aws_event_stream import MEDIA_TYPE as AWS_MEDIA_TYPE
+from gateway.metering.aws_event_stream import AwsEventParser
 from gateway.metering.batch_results import BatchResults
 from gateway.metering.bedrock_converse import BedrockConverse
 from gateway.metering.bedrock_invoke import BedrockInvoke
@@ -86,6 +86,7 @@ READERS: Final[Mapping[str, Callable[[], UsageReader]]] = MappingProxyType(
     }
 )
 _RESULTS: Final = frozenset({MeterFormat.OPENAI_BATCH_OUTPUT, MeterFormat.ANTHROPIC_BATCH_RESULTS})
+_PLAIN: Final = frozenset({b"", b"identity"})  # content encodings that are none
 
 
 class Meter(Protocol):
@@ -135,7 +136,7 @@ class NullMeter:
 
     def __init__(self, *flags: Flag) -> None:
         """Take `flags` that say why nothing is metered, where that is not as it should be."""
-        self._flags = tuple(flag.value for flag in flags)
+        self._flags = tuple(flag.value for flag in flags) if flags else ()
 
     def feed(self, chunk: bytes) -> None:
         """Do nothing."""
@@ -152,6 +153,8 @@ class NullMeter:
 class StreamMeter:
     """Meters a stream of server-sent events, of lines, or of AWS's messages."""
 
+    __slots__ = ("_failed", "_parser", "_reader", "is_over")
+
     def __init__(
         self,
         reader: UsageReader,
@@ -162,11 +165,7 @@ class StreamMeter:
         self._reader = reader
         self._parser = parser(reader.wants, event_bytes_max=reader.event_bytes_max)
         self._failed = False
-
-    @property
-    def is_over(self) -> bool:
-        """Whether the mark that ends the stream was seen."""
-        return self._reader.is_over
+        self.is_over = False
 
     @property
     def saw_end(self) -> bool:
@@ -183,8 +182,10 @@ class StreamMeter:
         if self._failed:
             return
         try:
-            for event in self._parser.feed(chunk):
-                self._reader.read_event(event)
+            if events := self._parser.feed(chunk):
+                for event in events:
+                    self._reader.read_event(event)
+                self.is_over = self._reader.is_over
         except Exception:  # noqa: BLE001 - a defect of a meter must not cost anyone the answer
             self._failed = True
 
@@ -212,6 +213,8 @@ class StreamMeter:
 
 class WholeMeter:
     """Meters an answer in one piece, of any size: keeps its head and its tail."""
+
+    __slots__ = ("_head", "_left_out", "_reader", "_tail")
 
     is_over = False  # only the framing tells
 
@@ -260,7 +263,7 @@ class WholeMeter:
             return Usage(flags=(Flag.METER_FAILED.value,))
 
     def _read(self, *, complete: bool) -> None:
-        kept = bytes(self._head + self._tail)
+        kept = bytes(self._head + self._tail if self._tail else self._head)
         if not self._left_out and complete and self._reads_whole(kept):
             return
         for document in objects_in_head(bytes(self._head) if self._left_out else kept):
@@ -345,7 +348,7 @@ class DecodingMeter:
         usage = self._meter.finish(complete=complete and self._stopped_by is None)
         if self._stopped_by is None:
             return usage
-        return replace(usage, flags=(*usage.flags, self._stopped_by.value))
+        return msgspec.structs.replace(usage, flags=(*usage.flags, self._stopped_by.value))
 
 
 _OBJECTS: Final = msgspec.json.Decoder(list[msgspec.Raw])
@@ -375,50 +378,47 @@ def open_meter(
     events nor JSON. Of `headers`, names in lower case, some tell usage. An error reports no usage.
     Raises KeyError for an unknown `endpoint_meter`.
     """
-    if endpoint_meter == MeterFormat.NONE or status >= _STATUS_ERROR_MIN:
+    if status >= _STATUS_ERROR_MIN or endpoint_meter == MeterFormat.NONE:
         return NullMeter()
     meter: Meter
     if endpoint_meter in _RESULTS:
         meter = BatchResults()
     else:
+        media_type = _media_type(content_type)
         reader = READERS[endpoint_meter]()
-        if not reader.answers_in_json_only and _is_otherwise(content_type):
+        if not reader.answers_in_json_only and _is_otherwise(media_type):
             return NullMeter()
         reader.read_headers(headers)
-        meter = _meter_of(reader, stream=stream, content_type=content_type)
+        meter = _meter_of(reader, stream=stream, media_type=media_type)
     encoding = content_encoding.strip().lower()
-    if encoding in (b"", b"identity"):
+    if encoding in _PLAIN:
         return meter
     decoder = DECODERS.get(encoding)
     return DecodingMeter(meter, decoder()) if decoder else NullMeter(Flag.UNDECODABLE)
 
 
-def _meter_of(reader: UsageReader, *, stream: bool, content_type: bytes) -> Meter:
+def _meter_of(reader: UsageReader, *, stream: bool, media_type: bytes) -> Meter:
     """Return what reads an answer of this type, its encoding removed."""
-    if is_in_lines(content_type):
-        return StreamMeter(reader, parser=LineParser)
-    if is_aws_events(content_type):
-        return StreamMeter(reader, parser=AwsEventParser)
-    if _is_events(content_type, stream=stream):
+    if media_type == b"text/event-stream":
         return StreamMeter(reader)
-    return WholeMeter(reader)
+    if media_type in MEDIA_TYPES:
+        return StreamMeter(reader, parser=LineParser)
+    if media_type == AWS_MEDIA_TYPE:
+        return StreamMeter(reader, parser=AwsEventParser)
+    if media_type == b"application/json" or media_type.endswith(b"+json"):
+        return WholeMeter(reader)
+    return StreamMeter(reader) if stream else WholeMeter(reader)
 
 
 def is_in_lines(content_type: bytes) -> bool:
     """Return whether an answer is a stream of lines of JSON."""
-    return content_type.partition(b";")[0].strip().lower() in MEDIA_TYPES
+    return _media_type(content_type) in MEDIA_TYPES
 
 
-def _is_otherwise(content_type: bytes) -> bool:
+def _media_type(content_type: bytes) -> bytes:
+    return content_type.partition(b";")[0].strip().lower()
+
+
+def _is_otherwise(media_type: bytes) -> bool:
     """Return whether an answer is said to be neither JSON nor events: sound, subtitles, text."""
-    media_type = content_type.partition(b";")[0].strip().lower()
     return bool(media_type) and not media_type.endswith((b"json", b"event-stream"))
-
-
-def _is_events(content_type: bytes, *, stream: bool) -> bool:
-    media_type = content_type.partition(b";")[0].strip().lower()
-    if media_type == b"text/event-stream":
-        return True
-    if media_type == b"application/json" or media_type.endswith(b"+json"):
-        return False
-    return stream

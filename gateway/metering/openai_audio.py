@@ -8,20 +8,27 @@ comes as plain text, as subtitles or as sound tells none.
 """
 
 import re
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 
-from gateway.metering.openai_chat import chat_meters
+from gateway.metering.lenient import Count, Lenient, Seconds
+from gateway.metering.openai_chat import ChatUsage, chat_meters
 from gateway.metering.sse import SSE_WHOLE_OUTPUT_BYTES_MAX, SseEvent
-from gateway.metering.usage import Flag, Reported, disjoint_input, join_members
+from gateway.metering.usage import (
+    Flag,
+    clean_text,
+    disjoint_input,
+    first_of,
+    join_members,
+    of_which,
+)
 from gateway.metering.usage_reader import Meters, UsageReader, is_object, value
 
 _DONE: Final = b"[DONE]"
 _DONE_WITHIN_BYTES: Final = 64  # of the end of what came
 _ENDS: Final = frozenset({"speech.audio.done", "transcript.text.done", "transcription.done"})
 _WANTED: Final = (b".done", b'"error"', b"event: error", b"event:error")
-_DETAILS: Final = ("input_token_details", "input_tokens_details")
 
 
 class _Answer(msgspec.Struct):
@@ -34,7 +41,23 @@ class _Answer(msgspec.Struct):
     error: msgspec.Raw = msgspec.Raw()
 
 
+class _Details(msgspec.Struct):
+    cached_tokens: Count = None
+    audio_tokens: Count = None
+
+
+class _Usage(ChatUsage):
+    input_tokens: Count = None
+    output_tokens: Count = None
+    input_token_details: _Details | None = None
+    input_tokens_details: _Details | None = None
+    seconds: Seconds = None
+    duration: Any = None
+
+
 _ANSWER: Final = msgspec.json.Decoder(_Answer)
+_USAGE: Final = Lenient(_Usage)
+_NO_DETAILS: Final = _Details()
 
 
 class OpenAIAudio(UsageReader):
@@ -95,41 +118,40 @@ class OpenAIAudio(UsageReader):
             return join_members({"duration": self._duration})
         return self._usage
 
-    def meters(self, reported: Reported) -> Meters:
+    def counts(self, raw: bytes) -> Meters:
         """Return the counts, disjoint."""
-        if reported.at("prompt_tokens") is not None:
-            self.service_tier = reported.text("service_tier")
-            return chat_meters(reported)
-        all_input = reported.count("input_tokens")
-        output = reported.count("output_tokens")
-        total = reported.count("total_tokens")
+        told = _USAGE.read(raw, self.flags)
+        if told is None:
+            return {}
+        if told.prompt_tokens is not None:
+            self.service_tier = clean_text(told.service_tier, self.flags)
+            return chat_meters(told, self.flags)
+        all_input, output, total = told.input_tokens, told.output_tokens, told.total_tokens
         if None not in (all_input, total) and total != (all_input or 0) + (output or 0):
-            reported.flags.raise_(Flag.TOTAL_DIFFERS)
+            self.flags.raise_(Flag.TOTAL_DIFFERS)
+        details = told.input_token_details or _NO_DETAILS
+        others = told.input_tokens_details or _NO_DETAILS
         uncached, cache_read, _ = disjoint_input(
-            all_input,
-            reported.first_count(*((name, "cached_tokens") for name in _DETAILS)),
-            None,
-            reported.flags,
+            all_input, first_of(details.cached_tokens, others.cached_tokens), None, self.flags
         )
-        seconds = reported.seconds("seconds")
         return {
             "input_tokens": uncached,
             "cache_read_tokens": cache_read,
             "output_tokens": output,
-            "audio_input_tokens": reported.of_which(
-                reported.first_count(*((name, "audio_tokens") for name in _DETAILS)),
+            "audio_input_tokens": of_which(
+                first_of(details.audio_tokens, others.audio_tokens),
                 all_input,
                 Flag.AUDIO_EXCEEDS_INPUT,
+                self.flags,
             ),
-            "seconds": self._length(reported) if seconds is None else seconds,
+            "seconds": self._length(told.duration) if told.seconds is None else told.seconds,
         }
 
-    def _length(self, reported: Reported) -> int | float | None:
+    def _length(self, told: object) -> int | float | None:
         """Return the recording's length where nothing else is told; some write it as a text."""
-        length = reported.at("duration")
-        if isinstance(length, str):
-            try:
-                length = float(length)
-            except ValueError:
-                return None
-        return Reported({"duration": length}, reported.flags).seconds("duration")
+        try:
+            length: int | float | None = msgspec.convert(told, Seconds, strict=False)
+        except msgspec.ValidationError:
+            self.flags.raise_(Flag.BAD_NUMBER)
+            return None
+        return length

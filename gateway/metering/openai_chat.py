@@ -9,45 +9,76 @@ it changes what is owed.
 """
 
 import re
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 
+from gateway.metering.lenient import Count, Lenient, Seconds
 from gateway.metering.sse import SseEvent
-from gateway.metering.usage import Flag, Reported, disjoint_input
-from gateway.metering.usage_reader import (
-    MODEL_EVENTS_MAX,
-    Meters,
-    UsageReader,
-    is_object,
-    value,
-)
+from gateway.metering.usage import Flag, Flags, clean_text, disjoint_input, first_of, of_which
+from gateway.metering.usage_reader import MODEL_EVENTS_MAX, Meters, UsageReader, is_object
 
 _DONE: Final = b"[DONE]"
 _DONE_WITHIN_BYTES: Final = 64  # of the end of what came
-
-
-class _Answer(msgspec.Struct):
-    model: msgspec.Raw = msgspec.Raw()
-    choices: msgspec.Raw = msgspec.Raw()
-    usage: msgspec.Raw = msgspec.Raw()
-    x_groq: msgspec.Raw = msgspec.Raw()
-    error: msgspec.Raw = msgspec.Raw()
-    service_tier: msgspec.Raw = msgspec.Raw()
+_ABSENT: Final = msgspec.Raw()
 
 
 class _Choice(msgspec.Struct):
-    finish_reason: msgspec.Raw = msgspec.Raw()
-    usage: msgspec.Raw = msgspec.Raw()
+    finish_reason: Any = None
+    usage: msgspec.Raw = _ABSENT
 
 
 class _Groq(msgspec.Struct):
-    usage: msgspec.Raw = msgspec.Raw()
+    usage: msgspec.Raw = _ABSENT
 
 
-_ANSWER: Final = msgspec.json.Decoder(_Answer)
-_CHOICES: Final = msgspec.json.Decoder(list[_Choice] | None)
-_GROQ: Final = msgspec.json.Decoder(_Groq | None)
+class _Answer(msgspec.Struct):
+    model: Any = None
+    choices: list[_Choice] | None = None
+    usage: msgspec.Raw = _ABSENT
+    x_groq: _Groq | None = None
+    error: Any = None
+    service_tier: Any = None
+
+
+class _InputDetails(msgspec.Struct):
+    cached_tokens: Count = None
+    cache_write_tokens: Count = None
+    audio_tokens: Count = None
+    image_tokens: Count = None
+
+
+class _OutputDetails(msgspec.Struct):
+    reasoning_tokens: Count = None
+    audio_tokens: Count = None
+
+
+class _ToolDetails(msgspec.Struct):
+    web_search_requests: Count = None
+
+
+class ChatUsage(msgspec.Struct):
+    """A chat's usage object."""
+
+    prompt_tokens: Count = None
+    completion_tokens: Count = None
+    total_tokens: Count = None
+    prompt_tokens_details: _InputDetails | None = None
+    completion_tokens_details: _OutputDetails | None = None
+    server_tool_use_details: _ToolDetails | None = None
+    reasoning_tokens: Count = None
+    cached_tokens: Count = None
+    prompt_cache_hit_tokens: Count = None
+    prompt_audio_seconds: Seconds = None
+    num_search_queries: Count = None
+    service_tier: Any = None
+
+
+_ANSWER: Final = Lenient(_Answer)
+_USAGE: Final = Lenient(ChatUsage)
+_NO_INPUT_DETAILS: Final = _InputDetails()
+_NO_OUTPUT_DETAILS: Final = _OutputDetails()
+_NO_TOOL_DETAILS: Final = _ToolDetails()
 
 
 class OpenAIChat(UsageReader):
@@ -56,10 +87,8 @@ class OpenAIChat(UsageReader):
     usage_member = b"usage"
     finish_pattern = re.compile(rb'"finish_reason"\s*:\s*"([a-z_]{1,64})"')
 
-    def __init__(self) -> None:
-        super().__init__()
-        self._usage = b""
-        self._look_for_model = MODEL_EVENTS_MAX
+    _usage = b""
+    _look_for_model = MODEL_EVENTS_MAX
 
     def wants(self, raw: bytes) -> bool:
         """Return whether something is told other than a delta: a count, a finish, an error."""
@@ -88,92 +117,79 @@ class OpenAIChat(UsageReader):
 
     def read_object(self, document: bytes) -> None:
         """Take in a chat completion, or one chunk of it."""
-        answer = self.decode(_ANSWER, document)
+        answer = _ANSWER.read(document, self.flags)
         if answer is None:
             return
-        if not self.model and (model := self.text(answer.model)):
+        if not self.model and (model := clean_text(answer.model, self.flags)):
             self.model = model
             self._look_for_model = 0
-        self.service_tier = self.text(answer.service_tier) or self.service_tier
-        if value(answer.error):
+        self.service_tier = clean_text(answer.service_tier, self.flags) or self.service_tier
+        if answer.error:
             self.tell_error()
-        usage = self._read_choices(answer.choices)
-        if is_object(answer.x_groq) and (groq := self.decode(_GROQ, bytes(answer.x_groq))):
-            usage = groq.usage if is_object(groq.usage) else usage
-        if is_object(answer.usage):
-            usage = answer.usage
-        if is_object(usage):
-            self._usage = bytes(usage)
-            self.final = self.saw_end
-
-    def _read_choices(self, raw: msgspec.Raw) -> msgspec.Raw:
-        """Take in the finish reasons, return the last usage that stands in a choice."""
-        usage = msgspec.Raw()
-        document = bytes(raw)
-        if document in (b"", b"[]"):
-            return usage
-        for choice in self.decode(_CHOICES, document) or ():
-            reason = self.text(choice.finish_reason)
+        usages = []  # the last one holds
+        for choice in answer.choices or ():
+            reason = clean_text(choice.finish_reason, self.flags)
             if reason is not None:
                 self.finish_reason = reason
                 self.saw_end = self.saw_end or reason != ""
-            if is_object(choice.usage):
-                usage = choice.usage
-        return usage
+            if choice.usage is not _ABSENT:
+                usages.append(choice.usage)
+        if answer.x_groq is not None:
+            usages.append(answer.x_groq.usage)
+        usages.append(answer.usage)
+        for usage in reversed(usages):
+            if is_object(usage):
+                self._usage = bytes(usage)
+                self.final = self.saw_end
+                return
 
     def raw_usage(self) -> bytes:
         """Return the last usage object."""
         return self._usage
 
-    def meters(self, reported: Reported) -> Meters:
+    def counts(self, raw: bytes) -> Meters:
         """Return the counts, disjoint."""
-        self.service_tier = self.service_tier or reported.text("service_tier")
-        return chat_meters(reported)
+        told = _USAGE.read(raw, self.flags)
+        if told is None:
+            return {}
+        self.service_tier = self.service_tier or clean_text(told.service_tier, self.flags)
+        return chat_meters(told, self.flags)
 
 
-def chat_meters(reported: Reported) -> Meters:
+def chat_meters(told: ChatUsage, flags: Flags) -> Meters:
     """Return the counts of a chat's usage object, disjoint."""
-    reasoning = reported.first_count(
-        ("completion_tokens_details", "reasoning_tokens"), ("reasoning_tokens",)
-    )
-    audio = reported.count("prompt_tokens_details", "audio_tokens")
-    all_input, output = _whole_counts(reported, reasoning=reasoning, audio=audio)
+    of_input = told.prompt_tokens_details or _NO_INPUT_DETAILS
+    of_output = told.completion_tokens_details or _NO_OUTPUT_DETAILS
+    of_tools = told.server_tool_use_details or _NO_TOOL_DETAILS
+    reasoning = first_of(of_output.reasoning_tokens, told.reasoning_tokens)
+    audio = of_input.audio_tokens
+    all_input, output = _whole_counts(told, reasoning=reasoning, audio=audio, flags=flags)
+    cached = of_input.cached_tokens
+    if cached is None:
+        cached = first_of(told.cached_tokens, told.prompt_cache_hit_tokens)
     uncached, cache_read, cache_write = disjoint_input(
-        all_input,
-        reported.first_count(
-            ("prompt_tokens_details", "cached_tokens"),
-            ("cached_tokens",),
-            ("prompt_cache_hit_tokens",),
-        ),
-        reported.count("prompt_tokens_details", "cache_write_tokens"),
-        reported.flags,
+        all_input, cached, of_input.cache_write_tokens, flags
     )
     return {
         "input_tokens": uncached,
         "cache_read_tokens": cache_read,
         "cache_write_tokens": cache_write,
         "output_tokens": output,
-        "reasoning_tokens": reported.of_which(reasoning, output, Flag.REASONING_EXCEEDS_OUTPUT),
-        "audio_input_tokens": reported.of_which(audio, all_input, Flag.AUDIO_EXCEEDS_INPUT),
-        "audio_output_tokens": reported.of_which(
-            reported.count("completion_tokens_details", "audio_tokens"),
-            output,
-            Flag.AUDIO_EXCEEDS_OUTPUT,
+        "reasoning_tokens": of_which(reasoning, output, Flag.REASONING_EXCEEDS_OUTPUT, flags),
+        "audio_input_tokens": of_which(audio, all_input, Flag.AUDIO_EXCEEDS_INPUT, flags),
+        "audio_output_tokens": of_which(
+            of_output.audio_tokens, output, Flag.AUDIO_EXCEEDS_OUTPUT, flags
         ),
-        "image_input_tokens": reported.of_which(
-            reported.count("prompt_tokens_details", "image_tokens"),
-            all_input,
-            Flag.IMAGE_EXCEEDS_INPUT,
+        "image_input_tokens": of_which(
+            of_input.image_tokens, all_input, Flag.IMAGE_EXCEEDS_INPUT, flags
         ),
-        "seconds": reported.seconds("prompt_audio_seconds"),
-        "searches": reported.first_count(
-            ("num_search_queries",), ("server_tool_use_details", "web_search_requests")
-        ),
+        "seconds": told.prompt_audio_seconds,
+        "searches": first_of(told.num_search_queries, of_tools.web_search_requests),
     }
 
 
 def _whole_counts(
-    reported: Reported, *, reasoning: int | None, audio: int | None
+    told: ChatUsage, *, reasoning: int | None, audio: int | None, flags: Flags
 ) -> tuple[int | None, int | None]:
     """Return all input and all output, with what the vendor counts beside them.
 
@@ -181,9 +197,7 @@ def _whole_counts(
     audio (Mistral) that the vendor leaves out of them. Any other rest stays out, flagged: nothing
     says what it is.
     """
-    prompt = reported.count("prompt_tokens")
-    completion = reported.count("completion_tokens")
-    total = reported.count("total_tokens")
+    prompt, completion, total = told.prompt_tokens, told.completion_tokens, told.total_tokens
     if prompt is None or completion is None or total is None:
         return prompt, completion
     rest = total - prompt - completion
@@ -195,5 +209,5 @@ def _whole_counts(
         return prompt + rest, completion
     if reasoning and audio and rest == reasoning + audio:
         return prompt + audio, completion + reasoning
-    reported.flags.raise_(Flag.TOTAL_DIFFERS)
+    flags.raise_(Flag.TOTAL_DIFFERS)
     return prompt, completion

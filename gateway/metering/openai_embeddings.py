@@ -8,26 +8,48 @@ among the vendor's usage.
 """
 
 import re
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 
+from gateway.metering.lenient import Count, Lenient
 from gateway.metering.sse import SSE_WHOLE_OUTPUT_BYTES_MAX, SseEvent
-from gateway.metering.usage import Flag, Reported, join_members, split_members
-from gateway.metering.usage_reader import Meters, UsageReader, is_object, value
+from gateway.metering.usage import (
+    Flag,
+    clean_text,
+    first_of,
+    join_members,
+    of_which,
+    split_members,
+)
+from gateway.metering.usage_reader import Meters, UsageReader, is_object
 
 _IMAGE_DONE: Final = b'.completed"'
 
 
 class _Answer(msgspec.Struct):
-    type: msgspec.Raw = msgspec.Raw()
-    model: msgspec.Raw = msgspec.Raw()
+    type: Any = None
+    model: Any = None
     usage: msgspec.Raw = msgspec.Raw()
     svg_usage: msgspec.Raw = msgspec.Raw()
-    error: msgspec.Raw = msgspec.Raw()
+    error: Any = None
 
 
-_ANSWER: Final = msgspec.json.Decoder(_Answer)
+class _InputDetails(msgspec.Struct):
+    image_tokens: Count = None
+
+
+class _Usage(msgspec.Struct):
+    prompt_tokens: Count = None
+    input_tokens: Count = None
+    completion_tokens: Count = None
+    output_tokens: Count = None
+    total_tokens: Count = None
+    input_tokens_details: _InputDetails | None = None
+
+
+_ANSWER: Final = Lenient(_Answer)
+_USAGE: Final = Lenient(_Usage)
 
 
 class OpenAIEmbeddings(UsageReader):
@@ -38,10 +60,8 @@ class OpenAIEmbeddings(UsageReader):
     event_bytes_max = SSE_WHOLE_OUTPUT_BYTES_MAX
     finish_pattern = re.compile(rb"(?!)")  # none of them says why it ended
 
-    def __init__(self) -> None:
-        super().__init__()
-        self._usage = b""
-        self._svg_usage = b""
+    _usage = b""
+    _svg_usage = b""
 
     def wants(self, raw: bytes) -> bool:
         """Return whether an image is done, or an error told."""
@@ -55,11 +75,11 @@ class OpenAIEmbeddings(UsageReader):
 
     def read_object(self, document: bytes) -> None:
         """Take in an answer, or a part of one."""
-        answer = self.decode(_ANSWER, document)
+        answer = _ANSWER.read(document, self.flags)
         if answer is None:
             return
-        self.model = self.text(answer.model) or self.model
-        if value(answer.error):
+        self.model = clean_text(answer.model, self.flags) or self.model
+        if answer.error:
             self.tell_error()
         if is_object(answer.usage):
             self._usage = bytes(answer.usage)
@@ -67,8 +87,7 @@ class OpenAIEmbeddings(UsageReader):
         if is_object(answer.svg_usage):
             self._svg_usage = bytes(answer.svg_usage)
             self.flags.raise_(Flag.ITERATIONS_ON_TOP)
-        kind = value(answer.type)
-        if isinstance(kind, str) and kind.endswith(".completed"):
+        if isinstance(answer.type, str) and answer.type.endswith(".completed"):
             self.saw_end = True  # of an image, and more may come: it is not over
 
     def raw_usage(self) -> bytes:
@@ -78,20 +97,23 @@ class OpenAIEmbeddings(UsageReader):
             return join_members({**members, "svg_usage": self._svg_usage})
         return self._usage
 
-    def meters(self, reported: Reported) -> Meters:
+    def counts(self, raw: bytes) -> Meters:
         """Return the counts."""
-        output = reported.first_count(("completion_tokens",), ("output_tokens",))
-        total = reported.count("total_tokens")
-        told = reported.first_count(("prompt_tokens",), ("input_tokens",))
-        all_input = total if told is None and output is None else told
+        told = _USAGE.read(raw, self.flags)
+        if told is None:
+            return {}
+        output = first_of(told.completion_tokens, told.output_tokens)
+        total = told.total_tokens
+        all_input = first_of(told.prompt_tokens, told.input_tokens)
+        if all_input is None and output is None:
+            all_input = total
         if None not in (all_input, total) and total != (all_input or 0) + (output or 0):
-            reported.flags.raise_(Flag.TOTAL_DIFFERS)
+            self.flags.raise_(Flag.TOTAL_DIFFERS)
+        details = told.input_tokens_details
         return {
             "input_tokens": all_input,
             "output_tokens": output,
-            "image_input_tokens": reported.of_which(
-                reported.count("input_tokens_details", "image_tokens"),
-                all_input,
-                Flag.IMAGE_EXCEEDS_INPUT,
-            ),
+            "image_input_tokens": None
+            if details is None
+            else of_which(details.image_tokens, all_input, Flag.IMAGE_EXCEEDS_INPUT, self.flags),
         }

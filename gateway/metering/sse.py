@@ -91,12 +91,16 @@ class SseParser:
         return complete
 
     def _events(self, complete: bytes) -> list[SseEvent]:
+        """Return the wanted events of bytes in which there is one."""
         events = []
-        for raw in _split(complete):
+        parts = _split(complete)
+        for raw in parts:
             if len(raw) > self._event_bytes_max:
                 self.skipped += 1
-            elif self._wanted(raw) and (event := parse_event(raw)) is not None:
-                events.append(event)
+            elif len(parts) == 1 or self._wanted(raw):
+                event = parse_event(raw)
+                if event is not None:
+                    events.append(event)
         return events
 
 
@@ -104,7 +108,7 @@ def parse_event(raw: bytes) -> SseEvent | None:
     """Return the event in `raw`, or None where it has no data (a comment, a blank line)."""
     if raw.startswith(b"data: "):
         line = raw[len(b"data: ") :].rstrip(b"\r\n")
-        if b"\n" not in line and b"\r" not in line:
+        if line.find(b"\n") < 0 and line.find(b"\r") < 0:
             return SseEvent(b"", line)
     name = b""
     data = []
@@ -123,8 +127,10 @@ def _split(complete: bytes) -> list[bytes]:
 
     Where all lines end alike, which is the rule, searching for one ending beats the regex by far.
     """
-    if b"\r" not in complete:
+    if complete.find(b"\r") < 0:
         ends = b"\n\n"
+        if complete.find(ends) == len(complete) - len(ends):
+            return [complete]
     elif complete.count(b"\r\n") == complete.count(b"\n") == complete.count(b"\r"):
         ends = b"\r\n\r\n"
     else:

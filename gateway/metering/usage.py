@@ -12,7 +12,6 @@ import json
 import math
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Any, Final, Literal
 
@@ -52,8 +51,7 @@ class Flag(StrEnum):
     METER_FAILED = "meter_failed"  # a defect of ours: metering stopped
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Usage:
+class Usage(msgspec.Struct, frozen=True, kw_only=True):
     """The facts of one call. Counts are whole numbers, `seconds` may have a fraction.
 
     `source`: "vendor" where the vendor's final report was read, "partial" where the answer was cut
@@ -98,11 +96,11 @@ def told_later(usage: Usage, *, retrieves: bool, defers: bool) -> Usage:
     is_open = usage.finish_reason in UNFINISHED or (retrieves and usage.source != "vendor")
     if is_open:
         told = dict.fromkeys(METERS)
-        usage = replace(usage, source="none", vendor_usage=None, **told)  # type: ignore[arg-type]
+        usage = msgspec.structs.replace(usage, source="none", vendor_usage=None, **told)
     is_deferred = usage.source == "none" if defers else usage.source != "none"
     if not is_deferred:
         return usage
-    return replace(usage, flags=(*usage.flags, Flag.DEFERRED.value))
+    return msgspec.structs.replace(usage, flags=(*usage.flags, Flag.DEFERRED.value))
 
 
 METERS: Final = (
@@ -125,22 +123,22 @@ METERS: Final = (
 class Flags:
     """The flags raised while one answer is read: each once, in the order raised."""
 
-    def __init__(self) -> None:
-        self._raised: dict[str, None] = {}
+    _raised: tuple[str, ...] = ()
 
     def raise_(self, flag: Flag) -> None:
         """Raise `flag`; again is nothing new."""
-        self._raised[flag.value] = None
+        if flag.value not in self._raised:
+            self._raised = (*self._raised, flag.value)
 
     def names(self) -> tuple[str, ...]:
         """Return what was raised."""
-        return tuple(self._raised)
+        return self._raised
 
 
 class Reported:
     """A vendor's usage object, read with suspicion: what can't be true is None and flagged."""
 
-    def __init__(self, members: Mapping[str, Any], flags: Flags) -> None:
+    def __init__(self, members: dict[str, Any], flags: Flags) -> None:
         """`members` is the decoded object; `flags` takes what is found wrong with it."""
         self._members = members
         self.flags = flags
@@ -157,7 +155,10 @@ class Reported:
 
     def first_count(self, *paths: tuple[str, ...]) -> int | None:
         """Return the first count that is there: vendors put the same fact in several places."""
-        return next((n for path in paths if (n := self.count(*path)) is not None), None)
+        for path in paths:
+            if (count := self.count(*path)) is not None:
+                return count
+        return None
 
     def seconds(self, *path: str) -> int | float | None:
         """Return the time at `path`, which may have a fraction, or None."""
@@ -177,17 +178,30 @@ class Reported:
         """Return what is at `path`, or None."""
         value: Any = self._members
         for name in path:
-            if not isinstance(value, Mapping):
+            if not isinstance(value, dict):
                 return None
             value = value.get(name)
         return value
 
     def of_which(self, part: int | None, whole: int | None, flag: Flag) -> int | None:
         """Return `part`, cut down to `whole` and flagged where it is more."""
-        if part is None or whole is None or part <= whole:
-            return part
-        self.flags.raise_(flag)
-        return whole
+        return of_which(part, whole, flag, self.flags)
+
+
+def of_which(part: int | None, whole: int | None, flag: Flag, flags: Flags) -> int | None:
+    """Return `part`, cut down to `whole` and flagged where it is more."""
+    if part is None or whole is None or part <= whole:
+        return part
+    flags.raise_(flag)
+    return whole
+
+
+def first_of(*counts: int | None) -> int | None:
+    """Return the first count that is there: vendors put the same fact in several places."""
+    for count in counts:
+        if count is not None:
+            return count
+    return None
 
 
 def disjoint_input(
@@ -237,6 +251,7 @@ def decode_object(raw: bytes) -> dict[str, Any] | None:
 
 # What PostgreSQL's jsonb refuses in valid JSON: U+0000, half a surrogate pair, an absurd exponent.
 _UNSTORABLE = re.compile(rb"\\u0000|\\u[dD][89a-fA-F]|\d[eE]\+?\d{3,}")
+_DIGITS_ALIKE: Final = bytes.maketrans(b"E123456789", b"e000000000")
 
 
 def storable_usage(raw: bytes, flags: Flags, *, shorten: Callable[[bytes], bytes]) -> bytes | None:
@@ -255,7 +270,9 @@ def storable_usage(raw: bytes, flags: Flags, *, shorten: Callable[[bytes], bytes
     except UnicodeDecodeError:
         flags.raise_(Flag.VENDOR_USAGE_UNSTORABLE)
         return None
-    if _UNSTORABLE.search(raw):
+    # The search is slow, and nearly always needless.
+    may_be_unstorable = raw.find(b"\\") >= 0 or raw.translate(_DIGITS_ALIKE).find(b"0e") >= 0
+    if may_be_unstorable and _UNSTORABLE.search(raw):
         flags.raise_(Flag.VENDOR_USAGE_UNSTORABLE)
         return None
     return raw

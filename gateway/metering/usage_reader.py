@@ -1,6 +1,6 @@
 """What a meter knows of one wire format: which bytes matter, and the usage in them.
 
-A reader is fed the objects of one answer, the whole body or event by event, and keeps raw JSON
+A reader is fed the objects of one answer, the whole body or event by event, and keeps the raw usage
 until the end: an event costs one pass over its top level, the usage is decoded once. All formats
 share the rules below; a new format is one more file beside `openai_chat.py`.
 """
@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Final, TypeVar
 
 import msgspec
 
+from gateway.metering.lenient import UNREADABLE_FAULTS
 from gateway.metering.sse import SSE_EVENT_BYTES_MAX, SseEvent
 from gateway.metering.usage import (
     Flag,
@@ -28,11 +29,9 @@ MODEL_EVENTS_MAX: Final = 8  # events looked at for the model's name; it comes i
 Answer = TypeVar("Answer")
 Meters = Mapping[str, int | float | None]
 
-_UNREADABLE: Final = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
-
 
 class UsageReader:
-    """Reads one answer. Subclasses fill in `wants`, `read_object`, `raw_usage` and `meters`.
+    """Reads one answer. Subclasses fill in `wants`, `read_object`, `raw_usage` and `counts`.
 
     `saw_end`: the format's own end was seen. `stream_error`: the vendor told of an error inside
     the answer. `final`: the vendor's last word on usage was seen. `is_over`: the mark was seen
@@ -45,15 +44,16 @@ class UsageReader:
     answers_in_json_only: ClassVar[bool] = True  # or in events; else what comes as text tells none
     event_bytes_max: ClassVar[int] = SSE_EVENT_BYTES_MAX  # a longer event of a stream is skipped
 
+    saw_end = False
+    is_over = False
+    stream_error = False
+    final = False
+    model: str | None = None
+    finish_reason: str | None = None
+    service_tier: str | None = None
+
     def __init__(self) -> None:
         self.flags = Flags()
-        self.saw_end = False
-        self.is_over = False
-        self.stream_error = False
-        self.final = False
-        self.model: str | None = None
-        self.finish_reason: str | None = None
-        self.service_tier: str | None = None
 
     def wants(self, raw: bytes) -> bool:
         """Return whether raw bytes of one or more events may hold something to read."""
@@ -66,6 +66,16 @@ class UsageReader:
     def raw_usage(self) -> bytes:
         """Return the usage object as seen so far, b"" if none was."""
         raise NotImplementedError
+
+    def counts(self, raw: bytes) -> Meters:
+        """Return the counts of `Usage` by name, from the raw usage object; none where it is none.
+
+        Formats that are called much declare the object; of the others `meters` takes its members.
+        """
+        members = decode_object(raw)
+        if members is None:
+            self.flags.raise_(Flag.UNREADABLE)
+        return self.meters(Reported(members, self.flags)) if members else {}
 
     def meters(self, reported: Reported) -> Meters:
         """Return the counts of `Usage` by name, from the usage object."""
@@ -85,31 +95,27 @@ class UsageReader:
     def usage(self, *, complete: bool) -> Usage:
         """Return what was told until now; `complete` says that the answer was not cut."""
         raw = self.raw_usage()
-        members = decode_object(raw) if raw else None
-        if raw and members is None:
-            self.flags.raise_(Flag.UNREADABLE)
-        meters = self.meters(Reported(members, self.flags)) if members else {}
-        told = any(value is not None for value in meters.values())
-        vendor_usage = storable_usage(raw, self.flags, shorten=self.shorten) if members else None
+        meters = self.counts(raw) if raw else {}
+        is_told = [*meters.values()].count(None) < len(meters)
         return Usage(
             **meters,  # type: ignore[arg-type]
             model_served=self.model,
             finish_reason=self.finish_reason,
             service_tier=self.service_tier,
-            vendor_usage=vendor_usage,
+            vendor_usage=storable_usage(raw, self.flags, shorten=self.shorten) if meters else None,
             flags=self.flags.names(),
-            source="none" if not told else "vendor" if complete or self.final else "partial",
+            source="none" if not is_told else "vendor" if complete or self.final else "partial",
         )
 
     def decode(self, decoder: msgspec.json.Decoder[Answer], document: bytes) -> Answer | None:
         """Return the decoded document; None, and flagged, where it is not readable as that."""
         try:
             return decoder.decode(document)
-        except _UNREADABLE:
+        except UNREADABLE_FAULTS:
             pass
         try:
             answer = decoder.decode(without_nan(document))
-        except _UNREADABLE:
+        except UNREADABLE_FAULTS:
             self.flags.raise_(Flag.UNREADABLE)
             return None
         self.flags.raise_(Flag.BAD_NUMBER)
@@ -132,7 +138,7 @@ def value(raw: msgspec.Raw) -> Any:  # noqa: ANN401 - JSON
         return None
     try:
         return msgspec.json.decode(document)
-    except _UNREADABLE:
+    except UNREADABLE_FAULTS:
         return None
 
 

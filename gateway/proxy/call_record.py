@@ -6,20 +6,25 @@ row before the last byte goes to the client. Names are the usage event's.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from enum import StrEnum
-from typing import Any, Final, NamedTuple, Protocol
-
-import orjson
+from typing import Final, Protocol
 
 from gateway.auth.caller import Caller
 from gateway.clock import DatabaseClock
-from gateway.metering.usage import METERS, Flag, Usage
+from gateway.metering.usage import Usage
+from gateway.proxy.call_row import (
+    ClosePart,
+    MeteredObject,
+    OpenPart,
+    encode_open,
+    encode_whole,
+    rfc3339,
+)
 from gateway.proxy.endpoints import Endpoint
 
 TEXT_CHARS_MAX: Final = 256  # of what a client or vendor put in a header
 
-_MILLISECONDS: Final = 1000.0
+_MICROSECONDS: Final = 1_000_000
 
 
 class Status(StrEnum):
@@ -32,18 +37,6 @@ class Status(StrEnum):
     VENDOR_ERROR = "vendor_error"
     VENDOR_BROKE = "vendor_broke"
     INTERRUPTED = "interrupted"  # by a defect of ours; also what a killed process leaves
-
-
-class MeteredObject(NamedTuple):
-    """A stored object whose usage a row tells.
-
-    `is_retrieved`: another call made it; `is_deferred`: this one did, and left its usage for later.
-    """
-
-    vendor_id: str
-    object_id: str
-    is_retrieved: bool
-    is_deferred: bool
 
 
 class CallLog(Protocol):
@@ -141,26 +134,26 @@ class CallRecord:
         self._vendor = vendor
         self._endpoint_name = endpoint.name
         self._started = started
-        self._open_row = orjson.dumps(
-            {
-                "id": attempt_id,
-                "call_id": call_id,
-                "attempt": attempt,
-                "retry_of": retry_of,
-                "time": time,
-                "month": time[:7],
-                "org_id": caller.org_id,
-                "workspace_id": caller.workspace_id,
-                "user_id": caller.user_id,
-                "token_id": caller.token_id,
-                "vendor": vendor,
-                "endpoint": endpoint.name,
-                "client_format": endpoint.wire.name,
-                "model_requested": model,
-                "stream": stream,
-                "counted": endpoint.counts,
-                "session_id": session_id,
-            }
+        self._open_row = encode_open(
+            OpenPart(
+                id=attempt_id,
+                call_id=call_id,
+                attempt=attempt,
+                time=time,
+                month=time[:7],
+                org_id=caller.org_id,
+                workspace_id=caller.workspace_id,
+                user_id=caller.user_id,
+                token_id=caller.token_id,
+                vendor=vendor,
+                endpoint=endpoint.name,
+                client_format=endpoint.wire.name,
+                stream=stream,
+                counted=endpoint.counts,
+                retry_of=retry_of,
+                model_requested=model,
+                session_id=session_id,
+            )
         )
         self._keeper.log.open_call(
             attempt_id, self._open_row, admitted=admitted, block_ids=block_ids
@@ -197,7 +190,7 @@ class CallRecord:
         keeper.on_closed(
             vendor=self._vendor,
             endpoint=self._endpoint_name,
-            status=status.value,
+            status=status,
             ttfb_seconds=None if first is None else first - self._started,
             duration_seconds=keeper.now() - self._started,
             usage=usage,
@@ -207,48 +200,24 @@ class CallRecord:
         self, status: Status, usage: Usage, reason: str | None, *, bytes_up: int, bytes_down: int
     ) -> bytes:
         """Return the whole row as JSON."""
-        first = self._first_byte_at
-        row: dict[str, Any] = {
-            "ended_at": rfc3339(self._keeper.clock.latest()),
-            "status": status.value,
-            "http_status": self.http_status,
-            "reason": reason,
-            "usage_source": usage.source,
-            "model_served": usage.model_served,
-            "service_tier": usage.service_tier,
-            "finish_reason": usage.finish_reason,
-            "vendor_request_id": self.vendor_request_id,
-            "ttfb_ms": None if first is None else _milliseconds(first - self._started),
-            "duration_ms": _milliseconds(self._keeper.now() - self._started),
-            "bytes_up": bytes_up,
-            "bytes_down": bytes_down,
-            "flags": usage.flags,
-        }
-        for name in METERS:
-            row[name] = getattr(usage, name)
-        if self.metered_object is not None and usage.source != "none":
-            row["metered_vendor_id"] = self.metered_object.vendor_id
-            row["metered_object"] = self.metered_object.object_id
-            row["metered_again"] = self.metered_object.is_retrieved
-            row["metered_deferred"] = self.metered_object.is_deferred
-        if usage.vendor_usage is not None:
-            row["vendor_usage"] = orjson.Fragment(usage.vendor_usage)
-        try:
-            told = orjson.dumps(row)
-        except TypeError:  # half a surrogate in a text that a vendor sent
-            row.update(model_served=None, finish_reason=None, service_tier=None)
-            row["flags"] = (*usage.flags, Flag.BAD_TEXT.value)
-            told = orjson.dumps(row)
-        return self._open_row[:-1] + b"," + told[1:]
+        keeper, first = self._keeper, self._first_byte_at
+        part = ClosePart(
+            ended_at=rfc3339(keeper.clock.latest()),
+            status=status,
+            http_status=self.http_status,
+            reason=reason,
+            vendor_request_id=self.vendor_request_id,
+            ttfb_ms=None if first is None else _milliseconds(first - self._started),
+            duration_ms=_milliseconds(keeper.now() - self._started),
+            bytes_up=bytes_up,
+            bytes_down=bytes_down,
+        )
+        part.tell(usage, self.metered_object)
+        return encode_whole(self._open_row, part)
 
 
 def _milliseconds(seconds: float) -> float:
-    return round(seconds * _MILLISECONDS, 3)
-
-
-def rfc3339(unix_seconds: float) -> str:
-    """Return a time as RFC 3339 in UTC, with microseconds: '2026-11-24T12:00:00.000000Z'."""
-    return datetime.fromtimestamp(unix_seconds, UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+    return int(seconds * _MICROSECONDS) / 1000  # as whole microseconds, for they are read by people
 
 
 def header_text(value: bytes) -> str | None:

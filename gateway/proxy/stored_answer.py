@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from gateway.metering.usage import Usage, told_later
-from gateway.proxy.call_record import MeteredObject
+from gateway.proxy.call_row import MeteredObject
 from gateway.proxy.resumable_uploads import BegunUpload
 from gateway.proxy.stored_ids import Stored, Watcher, open_watcher
 from gateway.proxy.stored_paths import Answer, Kind

@@ -7,12 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from gateway.metering import journal, journal_segments
+from gateway.metering import journal, journal_segments, journal_shipping
 from gateway.metering.journal_lines import LINE_OVERHEAD_BYTES
 from tests.faults.simulation import Simulation
 from tests.faults.virtual_time import VirtualLoop
 
 LOOKS_A_SEED = 1000
+# What a journal may ship from memory, in turn: all of it, a few rows, nothing.
+MEMORY_BYTES = (journal_shipping.RECENT_BYTES_MAX, 2000, 0)
 
 
 @pytest.fixture
@@ -40,9 +42,13 @@ def run(root: Path, *, seed: int, looks: int) -> Simulation:
 
 
 @pytest.mark.parametrize("seeds", [3, pytest.param(100, marks=pytest.mark.slow)])
-def test_nothing_is_lost_doubled_or_unusable_wherever_a_worker_dies(disk: Path, seeds: int) -> None:
+def test_nothing_is_lost_doubled_or_unusable_wherever_a_worker_dies(
+    disk: Path, seeds: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     looks = kills = calls = segments = 0
     for seed in range(seeds):
+        memory = MEMORY_BYTES[seed % len(MEMORY_BYTES)]
+        monkeypatch.setattr(journal_shipping, "RECENT_BYTES_MAX", memory)
         done = run(disk, seed=seed, looks=LOOKS_A_SEED)
         looks += done.looks
         kills += done.kills

@@ -11,7 +11,7 @@ import pytest
 
 from gateway.errors import JournalFull
 from gateway.ids import IdMaker
-from gateway.metering import journal_segments
+from gateway.metering import journal_segments, journal_shipping
 from gateway.metering.journal import Journal
 from gateway.metering.journal_files import DISTRUSTED_NAME, Files, files_with
 from gateway.metering.journal_lines import scan
@@ -135,9 +135,13 @@ def row(call_id: str, **members: Any) -> bytes:
     return json.dumps({"id": call_id, **members}).encode()
 
 
-@pytest.fixture
-def case(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Case]:
+@pytest.fixture(params=[journal_shipping.RECENT_BYTES_MAX, 2000, 0], ids=["memory", "both", "disk"])
+def case(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> Iterator[Case]:
+    """A journal that ships from memory, or reads what it ships back from the disk."""
     monkeypatch.setattr(journal_segments, "SEGMENT_BYTES", SEGMENT_BYTES_SMALL)
+    monkeypatch.setattr(journal_shipping, "RECENT_BYTES_MAX", request.param)
     case = Case(tmp_path)
     yield case
     case.journal.close()
@@ -172,6 +176,36 @@ def test_batches_keep_their_bounds_and_the_order(case: Case) -> None:
     assert list(batch.rows) == rows[11:12]
     case.journal.shipped(batch)
     assert case.ship() == rows[12:]
+
+
+def test_rows_beyond_what_memory_holds_come_from_the_disk_and_the_next_from_memory_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(journal_shipping, "RECENT_BYTES_MAX", 3000)
+    case = Case(tmp_path)
+    reads: list[int] = []
+
+    def read(fd: int, size: int, offset: int) -> bytes:
+        reads.append(size)
+        return os.pread(fd, size, offset)
+
+    monkeypatch.setattr(case.disk, "read", read)
+    first = [case.close(case.open(), size=1000) for _ in range(2)]
+    assert case.ship() == first
+    assert not reads
+    late = case.open()
+    many = [case.close(case.open(), size=1000) for _ in range(5)]
+    batch = case.journal.read_unshipped(rows_max=3, bytes_max=10**6)
+    assert list(batch.rows) == many[:3]
+    assert reads
+    many.append(case.close(late))
+    case.journal.shipped(batch)
+    assert case.ship() == many[3:]
+    reads.clear()
+    last = case.close(case.open())
+    assert case.ship() == [last]
+    assert not reads
+    case.journal.close()
 
 
 def test_what_closes_while_a_batch_is_under_way_stays_unshipped(case: Case) -> None:

@@ -354,6 +354,30 @@ async def test_what_closes_is_shipped_at_once_and_what_an_outage_held_up_afterwa
     await check_books(owner)
 
 
+async def test_rows_gather_longer_while_there_are_many(
+    tmp_path: Path, owner: asyncpg.Connection, gateway_pool: asyncpg.Pool
+) -> None:
+    appended: asyncio.Queue[int] = asyncio.Queue()
+    waits: list[float] = []
+
+    async def sleep(seconds: float) -> None:
+        waits.append(seconds)
+
+    ledger = Ledger(gateway_pool, events=LedgerEvents(on_appended=appended.put_nowait), sleep=sleep)
+    journal = Journal.create(tmp_path, worker_id=ids.new(), boot_id="boot")
+    running = asyncio.Task(ledger.run(journal))
+    for rows in (19, 20, 1, 1):
+        for _ in range(rows):
+            row = make_row()
+            call_id = json.loads(row)["id"]
+            journal.open_call(call_id, row, admitted=7.0, block_ids=())
+            journal.close_call(call_id, row)
+        assert await appended.get() == rows
+    assert waits == [0.05, 0.05, 0.2, 0.05]
+    running.cancel()
+    journal.close()
+
+
 async def test_an_abandoned_journal_is_finished_even_where_finishing_it_broke_off(
     tmp_path: Path, owner: asyncpg.Connection, gateway_pool: asyncpg.Pool
 ) -> None:

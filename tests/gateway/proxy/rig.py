@@ -20,6 +20,7 @@ from gateway.ids import IdMaker
 from gateway.metering.usage import Usage
 from gateway.permit_limit import PermitLimit
 from gateway.proxy.call_record import RecordKeeper
+from gateway.proxy.call_row import ClosePart, OpenPart
 from gateway.proxy.calls import Calls
 from gateway.proxy.lane import Lane
 from gateway.proxy.live_calls import LiveCalls
@@ -163,6 +164,15 @@ class Unlimited:
         raise self.refusal
 
 
+# A row leaves out what is not known.
+NOTHING_KNOWN = dict.fromkeys((*OpenPart.__struct_fields__, *ClosePart.__struct_fields__))
+
+
+def _read_row(row: bytes) -> dict[str, Any]:
+    """Return a row with None for what it does not tell."""
+    return {**NOTHING_KNOWN, "flags": [], **json.loads(row)}
+
+
 class Lines:
     """A journal in memory."""
 
@@ -178,15 +188,15 @@ class Lines:
     ) -> None:
         if self.full is not None:
             raise self.full
-        self.opened[call_id] = {**json.loads(row), "blocks": block_ids}
+        self.opened[call_id] = {**_read_row(row), "blocks": block_ids}
 
     def note_end(self, call_id: str, row: bytes) -> None:
-        self.noted.append(json.loads(row))
+        self.noted.append(_read_row(row))
 
     def close_call(self, call_id: str, row: bytes) -> None:
         assert call_id in self.opened
         assert all(one["id"] != call_id for one in self.rows), "a call was closed twice"
-        self.rows.append(json.loads(row))
+        self.rows.append(_read_row(row))
         self.closed.set()
 
     async def row(self) -> dict[str, Any]:

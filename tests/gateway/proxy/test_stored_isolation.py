@@ -426,7 +426,7 @@ async def test_a_batch_is_metered_once_whatever_tells_of_it(shop: Shop) -> None:
     assert (refused.status, refused.headers["x-kaixu-reason"]) == NOT_YOURS
     plain = await shop.ask(shop.ours, "GET", f"/v1/files/{batch['input_file_id']}/content")
     assert plain.status == 200
-    assert (rows[-1]["usage_source"], "metered_object" in rows[-1]) == ("none", False)
+    assert (rows[-1]["usage_source"], rows[-1]["metered_object"]) == ("none", None)
 
 
 async def test_the_results_of_a_message_batch_are_summed_and_fetched_through_us(
@@ -541,7 +541,7 @@ async def test_a_response_in_the_background_is_metered_when_it_is_fetched(shop: 
         ["deferred"],
         True,
     )
-    assert "metered_object" not in rows[-1]
+    assert rows[-1]["metered_object"] is None
     for query in ("", "?stream=true"):
         await shop.ask(shop.ours, "GET", f"/v1/responses/{made['id']}{query}")
         assert (rows[-1]["input_tokens"], rows[-1]["output_tokens"]) == (2, 20)
@@ -580,6 +580,6 @@ async def test_a_response_that_was_metered_says_whose_usage_that_was(shop: Shop)
     assert row["metered_object"].startswith("resp_")
     unstored = {"model": "gpt-5", "input": "hi", "store": False}
     made = await shop.made(shop.ours, "POST", "/v1/responses", unstored)
-    assert "metered_object" not in shop.rig.lines.rows[-1]
+    assert shop.rig.lines.rows[-1]["metered_object"] is None
     refused = await shop.ask(shop.ours, "GET", f"/v1/responses/{made['id']}")
     assert (refused.status, refused.headers["x-kaixu-reason"]) == NOT_YOURS
