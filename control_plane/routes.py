@@ -4,6 +4,10 @@ from collections.abc import Sequence
 from typing import Final
 
 from control_plane.identity import me
+from control_plane.tenancy import token_routes
 from control_plane.web.route import Route
 
-ROUTES: Final[Sequence[Route]] = (*me.ROUTES,)
+ROUTES: Final[Sequence[Route]] = (
+    *me.ROUTES,
+    *token_routes.ROUTES,
+)

@@ -24,6 +24,8 @@ LIMIT_MAX: Final = 2**53 - 1  # exact in every JSON reader
 PERMITS_MAX: Final = 2**31 - 1
 WINDOW_SECONDS_MAX: Final = 86_400
 NONE: Final = "none"  # what takes a limit away
+# What people call each limit.
+FIELDS: Final = {"calls_a_month": "limit", "rate": "rate", "concurrency": "concurrency"}
 
 _NUMBER: Final = re.compile(r"[0-9]{1,16}")
 _QUERIES: Final = load_queries(__package__, "limits.sql")

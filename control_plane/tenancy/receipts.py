@@ -12,6 +12,7 @@ from datetime import datetime, timedelta
 from typing import Any, Final
 
 import asyncpg
+import msgspec
 
 from gateway.sql import load_queries
 
@@ -24,6 +25,29 @@ _QUERIES: Final = load_queries(__package__, "receipts.sql")
 _LAST_CHANGE = _QUERIES["last_change"]
 _WORKERS = _QUERIES["workers"]
 _STARTED_WITHIN_A_LEASE = _QUERIES["started_within_a_lease"]
+
+
+class ReceiptWorker(msgspec.Struct, frozen=True, kw_only=True):
+    """One worker's part of a receipt: confirmed, pending or unknown."""
+
+    worker_id: str
+    machine: str
+    state: str
+    confirmed_at: datetime | None
+    streams_cut: int | None
+    admission_stops_at: datetime | None
+    streams_stop_at: datetime | None
+
+
+class Receipt(msgspec.Struct, frozen=True, kw_only=True):
+    """Which workers hold a change; `ordinal` null: the log was pruned since."""
+
+    ordinal: int | None
+    committed_at: datetime
+    complete: bool
+    took_ms: float
+    streams_cut: int
+    workers: list[ReceiptWorker]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
