@@ -4,10 +4,11 @@ from collections.abc import Sequence
 from typing import Final
 
 from control_plane.identity import me
-from control_plane.tenancy import token_routes
+from control_plane.tenancy import limit_routes, token_routes
 from control_plane.web.route import Route
 
 ROUTES: Final[Sequence[Route]] = (
     *me.ROUTES,
     *token_routes.ROUTES,
+    *limit_routes.ROUTES,
 )

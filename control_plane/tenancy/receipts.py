@@ -14,6 +14,7 @@ from typing import Any, Final
 import asyncpg
 import msgspec
 
+from control_plane.web.database import ControlDatabase
 from gateway.sql import load_queries
 
 CONFIRMATION_SECONDS_MAX: Final = 2.0  # that a change waits for its workers
@@ -95,6 +96,18 @@ async def wait_for_receipt(
         "streams_cut": sum(worker["streams_cut"] or 0 for worker in workers),
         "workers": workers,
     }
+
+
+async def receipt_of(
+    database: ControlDatabase, xact: str | None, *, is_embedded: bool, began: float
+) -> Receipt | None:
+    """Return the receipt of a transaction that has committed; None: no worker heard of it."""
+    if xact is None:
+        return None
+    async with database.connection() as connection:
+        change = await change_of(connection, xact)
+        receipt = await wait_for_receipt(connection, change, is_embedded=is_embedded, began=began)
+    return msgspec.convert(receipt, Receipt)
 
 
 async def _wait_for_workers(

@@ -11,9 +11,9 @@ from msgspec import UNSET
 
 from control_plane.errors import BadArgument, Forbidden, Refused
 from control_plane.settings import told_duration
-from control_plane.tenancy.limits import change_limits
+from control_plane.tenancy.limits import hold_limits, write_limits
 from control_plane.tenancy.rbac import Permission
-from control_plane.tenancy.receipts import Receipt, change_of, wait_for_receipt
+from control_plane.tenancy.receipts import receipt_of
 from control_plane.tenancy.token_bodies import (
     ChangedToken,
     CreatedToken,
@@ -137,6 +137,7 @@ async def change(request: ApiRequest) -> ChangedToken:
     began = time.monotonic()
     patch, org_id = request.body_as(TokenPatch), request.membership.org_id
     async with request.transaction() as connection:
+        await hold_limits(connection, "token", request.path["token"])
         before = await find_token(connection, org_id, request.id("token"), lock=True)
         request.authorize(workspace_id=before.workspace, user_id=before.user)
         request.check_match(before)
@@ -154,7 +155,12 @@ async def change(request: ApiRequest) -> ChangedToken:
                 after={name: new for name, (_, new) in told.items()},
             )
         xact = await connection.fetchval(_CHANGING)
-    receipt = await receipt_of(request, xact, began=began)
+    receipt = await receipt_of(
+        request.services.database,
+        xact,
+        is_embedded=request.services.settings.database_is_embedded,
+        began=began,
+    )
     return ChangedToken(**msgspec.structs.asdict(after), receipt=receipt)
 
 
@@ -174,20 +180,6 @@ async def revoke(request: ApiRequest) -> TokenRevocation:
             began=began,
         )
     return msgspec.convert(receipt, TokenRevocation)
-
-
-async def receipt_of(request: ApiRequest, xact: str | None, *, began: float) -> Receipt | None:
-    """Return the receipt of a transaction that has committed; None: it changed no worker's mind."""
-    if xact is None:
-        return None
-    async with request.services.database.connection() as connection:
-        receipt = await wait_for_receipt(
-            connection,
-            await change_of(connection, xact),
-            is_embedded=request.services.settings.database_is_embedded,
-            began=began,
-        )
-    return msgspec.convert(receipt, Receipt)
 
 
 def check_changeable(token: GatewayToken) -> None:
@@ -237,7 +229,7 @@ async def _check_patch(
         ends_at or token.expires_at,
     )
     if changes:
-        await change_limits(connection, f"token:{token.id}", changes)
+        await write_limits(connection, "token", token.id, str(request.membership.org_id), changes)
 
 
 async def _new_end(

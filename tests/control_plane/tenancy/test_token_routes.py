@@ -163,7 +163,7 @@ async def test_nobody_mints_more_than_it_has(  # noqa: PLR0917 - fixtures
         ("rate", {"rate": "1/5s"}),
         ("concurrency", {"concurrency": 6}),
     ):
-        asked = {"workspace_id": str(here), **body}
+        asked: dict[str, Any] = {"workspace_id": str(here), **body}
         assert (await make(node, editor, 403, **asked))["field"] == field, body
     viewer = await people.workspace_member(org, here, "viewer")
     await make(node, viewer, 403, workspace_id=str(here))
@@ -172,8 +172,8 @@ async def test_nobody_mints_more_than_it_has(  # noqa: PLR0917 - fixtures
     await make(node, nobody, 403)
     assert await owner.fetchval("SELECT count(*) FROM tokens") == 0
 
-    body = {"workspace_id": str(here), "limit": 100, "rate": "10/1m", "concurrency": 5}
-    made = await make(node, editor, **body)
+    widest: dict[str, Any] = {"limit": 100, "rate": "10/1m", "concurrency": 5}
+    made = await make(node, editor, workspace_id=str(here), **widest)
     for field, change in (
         ("limit", {"limit": 101}),
         ("scopes", {"scopes": ["calls", "usage:read"]}),
@@ -250,7 +250,10 @@ async def test_a_change_is_told_to_gateways_and_lowered_by_whose_it_is(
 ) -> None:
     person = await people.member(org, "editor")  # may make none here
     workspace = await people.workspace_id(org)
-    given = {"user_id": str(await people.user_id(org, person)), "workspace_id": str(workspace)}
+    given: dict[str, Any] = {
+        "user_id": str(await people.user_id(org, person)),
+        "workspace_id": str(workspace),
+    }
     assert (await make(node, admin, 409, **given))["field"] == "user_id"
     await people.workspace_member(org, workspace, "viewer", person)
     made = await make(node, admin, **given, limit=100, models=["gpt-*", "o*"], expires="10d")
