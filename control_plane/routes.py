@@ -4,11 +4,13 @@ from collections.abc import Sequence
 from typing import Final
 
 from control_plane.identity import me
-from control_plane.tenancy import limit_routes, token_routes
+from control_plane.tenancy import child_tokens, limit_routes, token_rotation, token_routes
 from control_plane.web.route import Route
 
 ROUTES: Final[Sequence[Route]] = (
     *me.ROUTES,
     *token_routes.ROUTES,
+    *child_tokens.ROUTES,
+    *token_rotation.ROUTES,
     *limit_routes.ROUTES,
 )

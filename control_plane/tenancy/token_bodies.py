@@ -61,7 +61,10 @@ class TokenCreation(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
 
 
 class ChildCreation(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What a child token is to be, beside all that holds for its parent."""
+    """What a child token is to be, beside all that holds for its parent.
+
+    `scopes` not said: to call, or what else the parent may.
+    """
 
     name: Name = ""
     expires: Duration = "1h"
@@ -71,7 +74,17 @@ class ChildCreation(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     models: Models | None = None
     vendors: Vendors | None = None
     addresses: Networks | None = None
-    scopes: Scopes = msgspec.field(default_factory=lambda: ["calls"])
+    scopes: Scopes | UnsetType = UNSET
+
+
+class Rotation(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How a secret is replaced: `grace` is for how long the old one is taken too, at most 72h.
+
+    `expires` is for how long the new one lives; not said: as long as the old one was made for.
+    """
+
+    grace: Duration = "24h"
+    expires: Duration | UnsetType = UNSET
 
 
 class TokenPatch(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -93,6 +106,12 @@ class CreatedToken(GatewayToken, frozen=True, kw_only=True):
     """A token with its secret: null where the request is answered again."""
 
     token: str | None
+
+
+class RotatedToken(CreatedToken, frozen=True, kw_only=True):
+    """A token with its new secret; `receipt` says which workers know of it."""
+
+    receipt: Receipt | None
 
 
 class ChangedToken(GatewayToken, frozen=True, kw_only=True):
