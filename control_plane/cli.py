@@ -18,6 +18,7 @@ import asyncpg
 import click
 
 from control_plane import output
+from control_plane.audit_log import COMMAND
 from control_plane.billing.feed import COLUMNS, Cursor, read_events
 from control_plane.billing.usage import GROUPINGS, report_usage
 from control_plane.database import DatabasePlace, open_database
@@ -44,6 +45,7 @@ from control_plane.tenancy.limits import (
     parse_rate,
     set_limits,
 )
+from control_plane.tenancy.revocation import revoke_every_token
 from control_plane.tenancy.tokens import (
     NewToken,
     check_new_token,
@@ -364,9 +366,25 @@ def token_list(*, place: DatabasePlace, as_json: bool) -> None:
 
 
 @command(token, "revoke")
-@click.argument("token_id", metavar="ID")
-def token_revoke(*, place: DatabasePlace, as_json: bool, token_id: str) -> None:
+@click.argument("token_id", metavar="ID", required=False)
+@click.option("--all", "every", is_flag=True, help="Every token that there is, in place of one.")
+def token_revoke(*, place: DatabasePlace, as_json: bool, token_id: str | None, every: bool) -> None:
     """Revoke a token now, open streams included, and print the receipt."""
+    if every == (token_id is not None):
+        raise BadArgument("Name a token, or say --all.", field="all" if every else "token-id")
+    if every:
+        told = _run(
+            place,
+            lambda connection: revoke_every_token(
+                connection, origin=COMMAND, is_embedded=place.is_embedded
+            ),
+        )
+        lines = [f"{told['revoked']} tokens are revoked."]
+        if told["receipt"] is not None:
+            lines.append(_receipt_text({"token_id": "every token", **told["receipt"]}))
+        _print(told, as_json, "\n".join(lines))
+        return
+    assert token_id is not None, "it is one or the other"
 
     async def revoke(connection: asyncpg.Connection) -> dict[str, Any]:
         return await revoke_token(connection, token_id, is_embedded=place.is_embedded)

@@ -4,7 +4,14 @@ from collections.abc import Sequence
 from typing import Final
 
 from control_plane.identity import me
-from control_plane.tenancy import child_tokens, limit_routes, token_rotation, token_routes
+from control_plane.tenancy import (
+    child_tokens,
+    limit_routes,
+    revocation,
+    token_policy,
+    token_rotation,
+    token_routes,
+)
 from control_plane.web.route import Route
 
 ROUTES: Final[Sequence[Route]] = (
@@ -12,5 +19,7 @@ ROUTES: Final[Sequence[Route]] = (
     *token_routes.ROUTES,
     *child_tokens.ROUTES,
     *token_rotation.ROUTES,
+    *revocation.ROUTES,
+    *token_policy.ROUTES,
     *limit_routes.ROUTES,
 )
