@@ -8,7 +8,6 @@ from control_plane.tenancy import (
     child_tokens,
     limit_routes,
     revocation,
-    token_policy,
     token_rotation,
     token_routes,
 )
@@ -20,6 +19,5 @@ ROUTES: Final[Sequence[Route]] = (
     *child_tokens.ROUTES,
     *token_rotation.ROUTES,
     *revocation.ROUTES,
-    *token_policy.ROUTES,
     *limit_routes.ROUTES,
 )

@@ -17,9 +17,10 @@ CREATE TABLE retired_digests (
     until timestamptz NOT NULL
 );
 CREATE INDEX retired_digests_by_token ON retired_digests (token_id);
-ALTER TABLE retired_digests ENABLE ROW LEVEL SECURITY;
-CREATE POLICY gateway_looks_up ON retired_digests FOR SELECT TO kaixu_gateway USING (true);
-CREATE POLICY control_by_org ON retired_digests TO kaixu_control
+ALTER TABLE retired_digests ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY;
+CREATE POLICY owner ON retired_digests TO CURRENT_USER USING (true);
+CREATE POLICY gateway ON retired_digests TO kaixu_gateway USING (true);
+CREATE POLICY tenant ON retired_digests TO kaixu_control
 USING (org_id = nullif(current_setting('app.org_id', true), '')::uuid);
 
 -- A secret whose time is cut short is a change of its token; one that has run out is none.

@@ -1,8 +1,8 @@
 """The attacks that a gateway has to stand, by number, and how one is tried.
 
-Numbers are those of the corpus in four groups: A how requests are read, D gateway tokens, I where
-the gateway may be led to, K what wears it out. Each has a case in the module of its group, or a
-reason here why it is tried elsewhere.
+Numbers are those of the corpus in five groups: A how requests are read, D gateway tokens, H how
+often a thing may be asked for, I where the gateway may be led to, K what wears it out. Each has a
+case in the module of its group, or a reason here why it is tried elsewhere.
 """
 
 import asyncio
@@ -43,6 +43,10 @@ TITLES: Final = {
     47: "rotation with a time of grace",
     48: "ways around a list of models",
     49: "the credential of one plane on the other",
+    80: "an address that the client claims",
+    81: "limits at the edge of their window, on two nodes",
+    82: "calls that nobody would count",
+    83: "a request that comes again, the same or not",
     84: "a vendor's URL set by somebody who may not",
     85: "URLs that lead inside",
     86: "a name that turns to a private address between check and use",
@@ -66,8 +70,7 @@ TITLES: Final = {
 
 ELSEWHERE: Final = {
     21: "tests/fuzz compares both sides over mutated requests",
-    45: "the control plane creates tokens, and decides who may; the gateway has no such path",
-    47: "the control plane rotates tokens; to the gateway a rotated token is one that expires",
+    82: "tests/gateway/proxy/test_calls.py and tests/journeys hold rows against the vendor's tally",
     84: "the control plane decides who may set a vendor's URL; the gateway has no such path",
     108: "the control plane hashes passwords, in a process of its own; the gateway hashes none",
 }

@@ -2,6 +2,13 @@ from collections.abc import AsyncIterator, Iterator
 
 import pytest
 
+from tests.control_plane.conftest import (  # noqa: F401 - fixtures
+    control_url,
+    node,
+    people,
+    server_settings,
+    session_keys,
+)
 from tests.corpus.attacks import ELSEWHERE, TITLES
 from tests.gateway.proxy.rig import Rig, open_rig
 
