@@ -14,8 +14,10 @@ import time
 import msgspec
 import uvloop
 
+from control_plane.alerts.watch import watching
 from control_plane.app import listening, make_app
 from control_plane.errors import ControlError
+from control_plane.mail import open_outbox
 from control_plane.server_settings import ServerSettings, load_server_settings
 from control_plane.services import Services
 from control_plane.web.database import open_control_database
@@ -30,16 +32,21 @@ async def serve(settings: ServerSettings, log: Log) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     with contextlib.closing(_bound(settings.host, settings.port)) as sock:
-        async with open_control_database(settings.database_url) as database:
+        async with (
+            open_control_database(settings.database_url) as database,
+            open_outbox(None, is_production=settings.is_production, log=log) as outbox,
+        ):
             services = Services(
                 settings=settings,
                 database=database,
                 session_keys=settings.session_keys,
+                control_keys=settings.control_keys,
+                outbox=outbox,
                 ids=IdMaker(time.time),
                 log=log,
                 now=time.time,
             )
-            async with listening(make_app(services), sock, services):
+            async with listening(make_app(services), sock, services), watching(services):
                 host, port = sock.getsockname()[:2]
                 shown = f"[{host}]" if ":" in host else host
                 line = msgspec.json.encode({"admin_url": f"http://{shown}:{port}"})

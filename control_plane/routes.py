@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Final
 
+from control_plane.alerts import subscriptions
 from control_plane.identity import me
 from control_plane.tenancy import (
     child_tokens,
@@ -20,4 +21,5 @@ ROUTES: Final[Sequence[Route]] = (
     *token_rotation.ROUTES,
     *revocation.ROUTES,
     *limit_routes.ROUTES,
+    *subscriptions.ROUTES,
 )

@@ -9,6 +9,8 @@ from typing import Final
 from control_plane.errors import BadArgument
 from control_plane.identity.session_keys import SETTING as JWT_SETTING
 from control_plane.identity.session_keys import SessionKeys, parse_session_keys
+from control_plane.secrets import SETTING as CONTROL_KEY_SETTING
+from control_plane.secrets import ControlKeys, parse_control_keys
 from control_plane.settings import read_secret
 from control_plane.web.client_address import Network
 
@@ -22,11 +24,13 @@ class ServerSettings:
 
     `public_url` is the origin that people reach it by, and that links in mails begin with.
     `allowed_origins` are those whose pages may call the API. `database_is_embedded`: it is this
-    machine's own, so that it knows every worker there is.
+    machine's own, so that it knows every worker there is. `private_webhooks`: alerts may go to
+    private addresses, and by http.
     """
 
     database_url: str = field(repr=False)
     session_keys: SessionKeys
+    control_keys: ControlKeys
     host: str = "127.0.0.1"
     port: int = 8081
     public_url: str = "http://127.0.0.1:8081"
@@ -34,6 +38,7 @@ class ServerSettings:
     trusted_proxies: tuple[Network, ...] = ()
     is_production: bool = False
     database_is_embedded: bool = False
+    private_webhooks: bool = False
 
 
 def load_server_settings(environment: Mapping[str, str]) -> ServerSettings:
@@ -51,11 +56,19 @@ def load_server_settings(environment: Mapping[str, str]) -> ServerSettings:
             "one.",
             field=JWT_SETTING,
         )
+    control_key = read_secret(environment, CONTROL_KEY_SETTING)
+    if control_key is None:
+        raise BadArgument(
+            "The key that the control plane's secrets are sealed with is missing: "
+            "`openssl rand -base64 32` makes one.",
+            field=CONTROL_KEY_SETTING,
+        )
     host = environment.get("KAIXU_ADMIN_HOST") or "127.0.0.1"
     port = _port(environment.get("KAIXU_ADMIN_PORT") or "8081")
     return ServerSettings(
         database_url=url,
         session_keys=parse_session_keys(secret),
+        control_keys=parse_control_keys(control_key),
         host=host,
         port=port,
         public_url=_origin(
@@ -70,6 +83,7 @@ def load_server_settings(environment: Mapping[str, str]) -> ServerSettings:
         ),
         is_production=environment.get("KAIXU_ENV") == "production",
         database_is_embedded=environment.get("KAIXU_DATABASE_EMBEDDED") == "1",
+        private_webhooks=environment.get("KAIXU_PRIVATE_WEBHOOKS") == "1",
     )
 
 

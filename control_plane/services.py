@@ -4,6 +4,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from control_plane.identity.session_keys import SessionKeys
+from control_plane.mail import Outbox
+from control_plane.secrets import ControlKeys
 from control_plane.server_settings import ServerSettings
 from control_plane.web.database import ControlDatabase
 from gateway.ids import IdMaker
@@ -17,6 +19,8 @@ class Services:
     settings: ServerSettings
     database: ControlDatabase
     session_keys: SessionKeys
+    control_keys: ControlKeys
+    outbox: Outbox
     ids: IdMaker
     log: Log
     now: Callable[[], float]

@@ -1,3 +1,4 @@
+import asyncio
 import json
 import secrets
 import socket
@@ -20,6 +21,8 @@ from control_plane.identity.session_keys import (
     SessionKeys,
     parse_session_keys,
 )
+from control_plane.mail import Mail, Outbox
+from control_plane.secrets import ControlKeys, make_control_key, parse_control_keys
 from control_plane.server_settings import ServerSettings
 from control_plane.services import Services
 from control_plane.web.database import open_control_database
@@ -28,6 +31,7 @@ from gateway.log import Log
 from tests.conftest import Database
 
 JWT_SECRET: Final = secrets.token_urlsafe(48)
+CONTROL_KEY: Final = make_control_key()
 CONTROL_ROLE: Final = "kaixu_control_test"
 CONTROL_PASSWORD: Final = "control-of-the-tests"
 
@@ -66,6 +70,7 @@ class Node:
         self.services = services
         self.url = url
         self.lines: list[bytes] = []
+        self.mails: list[Mail] = []
         self._session = aiohttp.ClientSession(auto_decompress=False)
 
     async def __aenter__(self) -> Self:
@@ -204,6 +209,11 @@ def session_keys() -> SessionKeys:
     return parse_session_keys(JWT_SECRET)
 
 
+@pytest.fixture(scope="session")
+def control_keys() -> ControlKeys:
+    return parse_control_keys(CONTROL_KEY)
+
+
 @pytest.fixture
 def people(owner: asyncpg.Connection, session_keys: SessionKeys) -> People:
     return People(owner, session_keys)
@@ -221,9 +231,13 @@ async def control_url(database: Database, owner: asyncpg.Connection) -> str:
 
 
 @pytest.fixture
-def server_settings(control_url: str, session_keys: SessionKeys) -> ServerSettings:
+def server_settings(
+    control_url: str, session_keys: SessionKeys, control_keys: ControlKeys
+) -> ServerSettings:
     """The settings of the test's control plane; a test may override this fixture."""
-    return ServerSettings(database_url=control_url, session_keys=session_keys)
+    return ServerSettings(
+        database_url=control_url, session_keys=session_keys, control_keys=control_keys
+    )
 
 
 @pytest.fixture
@@ -237,24 +251,35 @@ async def node(server_settings: ServerSettings) -> AsyncIterator[Node]:
 async def started(settings: ServerSettings) -> AsyncIterator[Node]:
     """Run a control plane; several on one database are several nodes."""
     lines: list[bytes] = []
+    mails: list[Mail] = []
 
     def write(line: bytes) -> bool:
         lines.append(line)
         return True
 
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        async with open_control_database(settings.database_url) as database:
-            services = Services(
-                settings=settings,
-                database=database,
-                session_keys=settings.session_keys,
-                ids=IdMaker(time.time),
-                log=Log(write, now=time.time),
-                now=time.time,
-            )
-            async with listening(make_app(services), sock, services):
-                port = sock.getsockname()[1]
-                async with Node(services, f"http://127.0.0.1:{port}") as node:
-                    node.lines = lines
-                    yield node
+    async def deliver(mail: Mail) -> None:
+        mails.append(mail)
+
+    log = Log(write, now=time.time)
+    outbox = Outbox(deliver, log=log)
+    async with asyncio.TaskGroup() as tasks:
+        working = tasks.create_task(outbox.work())
+        with socket.socket() as sock:
+            sock.bind(("127.0.0.1", 0))
+            async with open_control_database(settings.database_url) as database:
+                services = Services(
+                    settings=settings,
+                    database=database,
+                    session_keys=settings.session_keys,
+                    control_keys=settings.control_keys,
+                    outbox=outbox,
+                    ids=IdMaker(time.time),
+                    log=log,
+                    now=time.time,
+                )
+                async with listening(make_app(services), sock, services):
+                    port = sock.getsockname()[1]
+                    async with Node(services, f"http://127.0.0.1:{port}") as node:
+                        node.lines, node.mails = lines, mails
+                        yield node
+        working.cancel()

@@ -3,6 +3,7 @@ from collections.abc import AsyncIterator, Iterator
 import pytest
 
 from tests.control_plane.conftest import (  # noqa: F401 - fixtures
+    control_keys,
     control_url,
     node,
     people,
