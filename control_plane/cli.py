@@ -51,6 +51,7 @@ from control_plane.tenancy.tokens import (
     check_new_token,
     create_token,
     list_tokens,
+    parse_networks,
     revoke_token,
 )
 from control_plane.tenancy.vendors import (
@@ -318,6 +319,8 @@ def alias_remove(*, place: DatabasePlace, as_json: bool, name: str) -> None:
 @click.option("--concurrency", help="Calls that may be open at once.")
 @click.option("--expires", default="30d", show_default=True, help="As 90s, 15m, 12h or 30d.")
 @click.option("--models", help="Globs of the models that it may use, with commas between.")
+@click.option("--vendors", help="Names of the vendors that it may call, with commas between.")
+@click.option("--addresses", help="Networks that it may be used from, as 203.0.113.0/24.")
 @click.option(
     "--scope",
     default="calls",
@@ -334,6 +337,8 @@ def token_create(
     concurrency: str | None,
     expires: str,
     models: str | None,
+    vendors: str | None,
+    addresses: str | None,
     scope: str,
 ) -> None:
     """Create a token and print it: this once."""
@@ -347,6 +352,12 @@ def token_create(
             None if concurrency is None else parse_concurrency(concurrency, field="concurrency")
         ),
         models=parse_list(models, field="models"),
+        vendors=parse_list(vendors, field="vendors"),
+        addresses=(
+            None
+            if addresses is None
+            else parse_networks(parse_list(addresses, field="addresses") or (), field="addresses")
+        ),
         scopes=sorted(set(parse_list(scope, field="scope") or ())),
     )
     check_new_token(new)

@@ -220,6 +220,10 @@ async def create_token(
         if changes:
             await write_limits(connection, "token", row["id"], str(holder.org_id), changes)
         created = {name: row[name] for name in _TOLD}
+        lists = {
+            "vendors": None if token.vendors is None else list(token.vendors),
+            "addresses": None if token.addresses is None else [*map(str, token.addresses)],
+        }
         limits = {
             "limit": token.limit,
             "rate": None if token.rate is None else str(token.rate),
@@ -234,15 +238,14 @@ async def create_token(
             target_id=row["id"],
             after={
                 **created,
+                **lists,
                 **limits,
                 "workspace_id": holder.workspace_id,
                 "user_id": holder.user_id,
                 "parent_id": holder.parent_id,
-                "vendors": token.vendors,
-                "addresses": None if token.addresses is None else [*map(str, token.addresses)],
             },
         )
-    return {"id": row["id"], "token": token.text, **created, **limits}
+    return {"id": row["id"], "token": token.text, **created, **lists, **limits}
 
 
 async def keep_service_token(connection: asyncpg.Connection, text: str, *, ids: IdMaker) -> bool:

@@ -35,7 +35,8 @@ SELECT EXISTS (SELECT FROM tokens)
 -- name: list
 -- Every token, newest first; what the default org has of them.
 SELECT
-    t.id::text, t.name, t.hint, t.parent_id::text, t.scopes, t.models,
+    t.id::text, t.name, t.hint, t.parent_id::text, t.scopes, t.models, t.vendors,
+    t.addresses::text[] AS addresses,
     l.calls_a_month AS "limit", r.calls || '/' || r.window_seconds || 's' AS rate,
     c.calls AS concurrency, t.created_at, t.expires_at, t.revoked_at,
     CASE
