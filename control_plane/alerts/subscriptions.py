@@ -2,7 +2,7 @@
 
 import secrets
 import uuid
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Annotated, Any, Final, Literal
 
 import msgspec
@@ -21,6 +21,8 @@ from gateway.sql import load_queries
 SUBSCRIPTIONS_MAX: Final = 50  # of one org
 SECRET_BYTES: Final = 32
 SECRET_PREFIX: Final = "whsec_"  # noqa: S105 - what secrets begin with
+
+_YEARS: Final = range(2000, 9000)  # that every reader of dates can count with
 
 AlertKind = Literal["limit", "token_expiring", "vendor_key"]
 
@@ -191,9 +193,12 @@ async def list_alerts(request: ApiRequest) -> Page[Alert]:
 
 def _moment(text: str) -> datetime:
     try:
-        return datetime.fromisoformat(text)
+        moment = datetime.fromisoformat(text)
     except ValueError as error:
         raise BadArgument("This is no cursor of ours.", field="after") from error
+    if moment.tzinfo is not UTC or moment.year not in _YEARS:
+        raise BadArgument("This is no cursor of ours.", field="after")
+    return moment
 
 
 _READS: Final = Needs(permission=Permission.ALERTS_READ)

@@ -244,14 +244,14 @@ async def _new_end(
     life = life_of(patch, now=now, cap=cap)
     if life is None:
         return None
-    ends_at = now + life
-    if ends_at > max(token.issued_at + cap, token.expires_at):
+    # The first of the two also because what is far enough away is no date.
+    if life > cap or now + life > max(token.issued_at + cap, token.expires_at):
         raise BadArgument(
             f"A token of this org ends {told_duration(cap)} after its secret was made at the "
             "latest: rotate it.",
             field="expires" if patch.expires is not UNSET else "expires_at",
         )
-    return ends_at
+    return now + life
 
 
 def networks_of(texts: list[str] | None) -> list[Any] | None:

@@ -18,6 +18,7 @@ from control_plane.alerts.watch import TRIES_MAX, AlertWatch, Round
 from control_plane.alerts.webhook import WebhookSender
 from control_plane.secrets import ControlKeys
 from control_plane.server_settings import ServerSettings
+from control_plane.web.pages import encode_cursor
 from gateway.auth.token import generate
 from tests.control_plane.conftest import Node, People, Person, started
 
@@ -177,6 +178,10 @@ async def test_a_limit_is_told_at_80_and_at_100_percent_once_a_month(  # noqa: P
     path = f"/api/v1/alerts?limit=1&after={listed.json['next']}"
     assert [one["level"] for one in (await node.call("GET", path, by=admin)).json["data"]] == [1]
     assert (await node.call("GET", "/api/v1/alerts", by=other)).json["data"] == []
+    for moment in ("x", "2026-01-01", "0001-01-01T00:00:00+00:00", "2026-01-01T00:00:00+14:00"):
+        cursor = encode_cursor(moment, str(uuid.uuid4()))
+        wrong = await node.call("GET", f"/api/v1/alerts?after={cursor}", by=admin)
+        assert (wrong.status, wrong.json["field"]) == (400, "after")
 
 
 async def test_what_is_at_both_levels_at_once_is_told_at_the_higher(

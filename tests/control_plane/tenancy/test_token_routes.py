@@ -122,6 +122,7 @@ async def test_what_is_no_number_of_calls_is_refused_by_name(
         ("vendors", ["Open AI"]),
         ("addresses", ["203.0.113.1/24"]),
         ("addresses", ["everywhere"]),
+        ("addresses", ["fe80::1%eth0"]),
         ("scopes", []),
         ("name", "a\nb"),
         ("org_id", str(uuid.uuid4())),
@@ -276,9 +277,14 @@ async def test_a_change_is_told_to_gateways_and_lowered_by_whose_it_is(
     assert (await patch(node, admin, made["id"], limit="none", models=None)).json["limit"] is None
     renamed = await patch(node, person, made["id"], name="renamed")
     assert (renamed.json["name"], renamed.json["receipt"]) == ("renamed", None)
-    late = await patch(node, admin, made["id"], expires="90d")
-    assert late.status == 400
-    assert "rotate" in late.json["detail"]
+    for far in (
+        {"expires": "90d"},
+        {"expires": "999999999d"},
+        {"expires_at": "9999-12-31T23:59:59-23:59"},
+    ):
+        late = await patch(node, admin, made["id"], **far)
+        assert late.status == 400, late.content
+        assert "rotate" in late.json["detail"]
     entries = await owner.fetch(
         "SELECT action, before, after FROM audit_log WHERE org_id = $1 ORDER BY ordinal", org
     )
