@@ -15,6 +15,7 @@ from dataclasses import replace
 import msgspec
 import uvloop
 
+from control_plane.alerts.watch import watching
 from control_plane.app import listening, make_app
 from control_plane.errors import BadArgument, ControlError
 from control_plane.identity.passwords import PasswordHasher, PasswordRules
@@ -57,6 +58,7 @@ async def serve(settings: ServerSettings, log: Log) -> None:
                     )
                     async with (
                         listening(make_app(services), sock, services),
+                        watching(services),
                         asyncio.TaskGroup() as tasks,
                     ):
                         _say_ready(sock)

@@ -54,11 +54,13 @@ from control_plane.tenancy.limits import (
     parse_rate,
     set_limits,
 )
+from control_plane.tenancy.revocation import revoke_every_token
 from control_plane.tenancy.tokens import (
     NewToken,
     check_new_token,
     create_token,
     list_tokens,
+    parse_networks,
     revoke_token,
 )
 from control_plane.tenancy.vendor_presets import with_preset
@@ -354,6 +356,8 @@ def alias_remove(*, place: DatabasePlace, as_json: bool, name: str) -> None:
 @click.option("--concurrency", help="Calls that may be open at once.")
 @click.option("--expires", default="30d", show_default=True, help="As 90s, 15m, 12h or 30d.")
 @click.option("--models", help="Globs of the models that it may use, with commas between.")
+@click.option("--vendors", help="Names of the vendors that it may call, with commas between.")
+@click.option("--addresses", help="Networks that it may be used from, as 203.0.113.0/24.")
 @click.option(
     "--scope",
     default="calls",
@@ -370,6 +374,8 @@ def token_create(
     concurrency: str | None,
     expires: str,
     models: str | None,
+    vendors: str | None,
+    addresses: str | None,
     scope: str,
 ) -> None:
     """Create a token and print it: this once."""
@@ -383,6 +389,12 @@ def token_create(
             None if concurrency is None else parse_concurrency(concurrency, field="concurrency")
         ),
         models=parse_list(models, field="models"),
+        vendors=parse_list(vendors, field="vendors"),
+        addresses=(
+            None
+            if addresses is None
+            else parse_networks(parse_list(addresses, field="addresses") or (), field="addresses")
+        ),
         scopes=sorted(set(parse_list(scope, field="scope") or ())),
     )
     check_new_token(new)
@@ -402,9 +414,25 @@ def token_list(*, place: DatabasePlace, as_json: bool) -> None:
 
 
 @command(token, "revoke")
-@click.argument("token_id", metavar="ID")
-def token_revoke(*, place: DatabasePlace, as_json: bool, token_id: str) -> None:
+@click.argument("token_id", metavar="ID", required=False)
+@click.option("--all", "every", is_flag=True, help="Every token that there is, in place of one.")
+def token_revoke(*, place: DatabasePlace, as_json: bool, token_id: str | None, every: bool) -> None:
     """Revoke a token now, open streams included, and print the receipt."""
+    if every == (token_id is not None):
+        raise BadArgument("Name a token, or say --all.", field="all" if every else "token-id")
+    if every:
+        told = _run(
+            place,
+            lambda connection: revoke_every_token(
+                connection, origin=COMMAND, is_embedded=place.is_embedded
+            ),
+        )
+        lines = [f"{told['revoked']} tokens are revoked."]
+        if told["receipt"] is not None:
+            lines.append(_receipt_text({"token_id": "every token", **told["receipt"]}))
+        _print(told, as_json, "\n".join(lines))
+        return
+    assert token_id is not None, "it is one or the other"
 
     async def revoke(connection: asyncpg.Connection) -> dict[str, Any]:
         return await revoke_token(connection, token_id, is_embedded=place.is_embedded)

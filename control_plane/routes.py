@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from control_plane import audit_routes, privacy
+from control_plane.alerts import subscriptions
 from control_plane.identity import (
     me,
     my_email,
@@ -14,9 +15,14 @@ from control_plane.identity import (
 )
 from control_plane.tenancy import (
     alias_routes,
+    child_tokens,
     invitations,
+    limit_routes,
     members,
     orgs,
+    revocation,
+    token_rotation,
+    token_routes,
     vendor_routes,
     vendor_test,
     workspace_members,
@@ -41,4 +47,10 @@ ROUTES: Final[Sequence[Route]] = (
     *alias_routes.ROUTES,
     *audit_routes.ROUTES,
     *privacy.ROUTES,
+    *token_routes.ROUTES,
+    *child_tokens.ROUTES,
+    *token_rotation.ROUTES,
+    *revocation.ROUTES,
+    *limit_routes.ROUTES,
+    *subscriptions.ROUTES,
 )

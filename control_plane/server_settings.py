@@ -28,9 +28,9 @@ class ServerSettings:
     `public_url` is the origin that people reach it by, and that links in mails begin with.
     `allowed_origins` are those whose pages may call the API. `database_is_embedded`: it is this
     machine's own, so that it knows every worker there is. `mail` None: mails are told in the log.
-    `gateway_url` is where vendors are tested
-    through. `vendor_hosts` are the only ones that vendors may have (None: any); orgs may name
-    `org_vendor_origins` for vendors of their own, beside those of known vendors.
+    `gateway_url` is where vendors are tested through. `vendor_hosts` are the only ones that vendors
+    may have (None: any); orgs may name `org_vendor_origins` for vendors of their own, beside those
+    of known vendors. `private_webhooks`: alerts may go to private addresses, and by http.
     """
 
     database_url: str = field(repr=False)
@@ -48,6 +48,7 @@ class ServerSettings:
     gateway_url: str = "http://127.0.0.1:8080"
     vendor_hosts: frozenset[str] | None = None
     org_vendor_origins: tuple[str, ...] = ()
+    private_webhooks: bool = False
 
 
 def load_server_settings(environment: Mapping[str, str]) -> ServerSettings:
@@ -118,6 +119,7 @@ def load_server_settings(environment: Mapping[str, str]) -> ServerSettings:
         org_vendor_origins=tuple(
             _vendor_origin(text) for text in _words(environment.get("KAIXU_ORG_VENDOR_ORIGINS"))
         ),
+        private_webhooks=environment.get("KAIXU_PRIVATE_WEBHOOKS") == "1",
     )
 
 

@@ -38,6 +38,15 @@ def parse_duration(text: str, *, field: str) -> timedelta:
         raise BadArgument(f"'{text}' is too long.", field=field) from None
 
 
+def told_duration(duration: timedelta) -> str:
+    """Return a duration as one writes it, in the largest unit that it is a whole number of."""
+    seconds = max(1, int(duration.total_seconds()))
+    for unit, length in (("d", 86_400), ("h", 3_600), ("m", 60)):
+        if seconds % length == 0:
+            return f"{seconds // length}{unit}"
+    return f"{seconds}s"
+
+
 def parse_token_life(text: str, *, field: str) -> timedelta:
     """Return how long a token may live. Raises BadArgument beyond TOKEN_LIFE_MAX."""
     life = parse_duration(text, field=field)

@@ -27,6 +27,7 @@ from gateway.auth.feed import Feed
 from gateway.auth.feed_connection import FeedLost, mark_ended
 from gateway.auth.recent_changes import Change
 from gateway.auth.token_store import Found, TokenStore
+from gateway.client_address import client_address
 from gateway.clock import DatabaseClock
 from gateway.connect_guard import ConnectGuard
 from gateway.database_role import check_role
@@ -233,6 +234,15 @@ class Worker:
             ),
             loop=loop,
             cors_origins=settings.cors_origins,
+            client_address=lambda exchange: client_address(
+                peer=exchange.address,
+                forwarded_for=[
+                    value.decode("latin-1")
+                    for name, value in exchange.headers
+                    if name == b"x-forwarded-for"
+                ],
+                trusted=settings.trusted_proxies,
+            ),
             address_window=_address_window(settings),
             credential_ready=self._token_keeper.ready,
             owners=self._owners,

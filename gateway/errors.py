@@ -97,6 +97,20 @@ class ModelNotAllowed(GatewayError):
     message = "This token may not use this model."
 
 
+class VendorNotAllowed(GatewayError):
+    status = 403
+    reason = "vendor_not_allowed"
+    retry = False
+    message = "This token may not call the vendor that this request leads to."
+
+
+class ClientAddressNotAllowed(GatewayError):
+    status = 403
+    reason = "address_not_allowed"
+    retry = False
+    message = "This token may not be used from this network address."
+
+
 class BatchesNotAllowed(GatewayError):
     """A batch is one call with many in it, whose models are named where nobody looks."""
 

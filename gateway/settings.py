@@ -11,10 +11,12 @@ import shlex
 import socket
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Any, Final, TypeVar
 from urllib.parse import urlsplit
 
+from gateway.client_address import Network
 from gateway.limits import (
     CONNECTIONS_PER_WORKER_MAX,
     FIRST_BYTE_SECONDS_MAX,
@@ -101,6 +103,7 @@ class Settings:
     rate_per_address: tuple[int, int] | None  # calls, and within how many seconds
     calls_per_org: int | None  # open at once on one worker; None: as many as it likes
     hosts: frozenset[str] | None  # `host` or `host:port` that clients call it by; None: any
+    trusted_proxies: tuple[Network, ...]  # whose X-Forwarded-For is believed, by tokens' lists
     cors_origins: tuple[str, ...]
     vendor_hosts: frozenset[str] | None  # `host` or `host:port`; None: any
     vault_keys: tuple[str, ...] = field(repr=False)  # the current one first
@@ -185,6 +188,7 @@ class Settings:
                 "KAIXU_CALLS_PER_ORG", _whole(1, CONNECTIONS_PER_WORKER_MAX), default=None
             ),
             hosts=env.value("KAIXU_HOSTS", _hosts, default=None),
+            trusted_proxies=env.value("KAIXU_TRUSTED_PROXIES", _networks, default=()),
             cors_origins=env.value("KAIXU_CORS_ORIGINS", _list_of(_origin), default=()),
             vendor_hosts=env.value("KAIXU_VENDOR_HOSTS", _hosts, default=None),
             **_vault(env),
@@ -403,6 +407,19 @@ def _hosts(text: str) -> frozenset[str] | None:
             fix="Give hosts, with a port where it matters, separated by commas: api.openai.com.",
         )
     return hosts
+
+
+def _networks(text: str) -> tuple[Network, ...]:
+    try:
+        networks = tuple(ip_network(one) for one in text.replace(",", " ").split())
+    except ValueError:
+        networks = ()
+    if not networks or not all(network.prefixlen for network in networks):
+        raise _Unusable(
+            "It is no list of networks, or trusts every client.",
+            fix="Name the proxies, separated by commas: 10.0.0.0/8, 192.0.2.7.",
+        )
+    return networks
 
 
 def _vault(env: "_Environment") -> dict[str, Any]:

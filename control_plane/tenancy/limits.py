@@ -7,12 +7,13 @@ change holds in every worker at once: its feed hears of it.
 import re
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
 import asyncpg
 
+from control_plane.audit_log import COMMAND, Origin, record
 from control_plane.errors import BadArgument, NotFound
 from control_plane.settings import parse_duration
 from control_plane.tenancy.receipts import change_of, wait_for_receipt
@@ -24,9 +25,12 @@ LIMIT_MAX: Final = 2**53 - 1  # exact in every JSON reader
 PERMITS_MAX: Final = 2**31 - 1
 WINDOW_SECONDS_MAX: Final = 86_400
 NONE: Final = "none"  # what takes a limit away
+# What people call each limit.
+FIELDS: Final = {"calls_a_month": "limit", "rate": "rate", "concurrency": "concurrency"}
 
 _NUMBER: Final = re.compile(r"[0-9]{1,16}")
 _QUERIES: Final = load_queries(__package__, "limits.sql")
+_CHANGING = _QUERIES["changing_transaction"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,52 +127,105 @@ async def set_limits(
     NotFound.
     """
     began = time.monotonic()
+    named, _ = parse_subject(subject)
+    if named not in PERMIT_KINDS and any(change.name != "calls_a_month" for change in changes):
+        raise BadArgument(
+            "A window or a cap on open calls is on a token or on the org.", field="subject"
+        )
     async with connection.transaction():
-        kind, subject_id = await change_limits(connection, subject, changes)
-        rows = await list_limits(connection)
-        xact = await connection.fetchval(_QUERIES["changing_transaction"])
+        kind, subject_id, org_id = await find_subject(connection, subject)
+        before = await find_limits(connection, kind, subject_id)
+        await write_limits(connection, kind, subject_id, org_id, changes)
+        after = await find_limits(connection, kind, subject_id)
+        if after != before:
+            await record_limits(
+                connection, COMMAND, kind, subject_id, org_id, before=before, after=after
+            )
+        xact = await connection.fetchval(_CHANGING)
     receipt = None
     if xact is not None:
         change = await change_of(connection, xact)
         receipt = await wait_for_receipt(connection, change, is_embedded=is_embedded, began=began)
-    found = [row for row in rows if (row["kind"], row["subject_id"]) == (kind, subject_id)]
-    nothing = {
-        "kind": kind, "subject_id": subject_id, "limit": None, "rate": None, "concurrency": None,
-    }  # fmt: skip
-    return {**(found[0] if found else nothing), "receipt": receipt}
+    return {"kind": kind, "subject_id": subject_id, **after, "receipt": receipt}
 
 
-async def change_limits(
-    connection: asyncpg.Connection, subject: str, changes: Sequence[LimitChange]
-) -> tuple[str, str]:
-    """Change limits within the caller's transaction; return whose: kind and id.
+async def record_limits(
+    connection: asyncpg.Connection,
+    origin: Origin,
+    kind: str,
+    subject_id: str,
+    org_id: str,
+    *,
+    before: Mapping[str, Any],
+    after: Mapping[str, Any],
+) -> None:
+    """Tell the audit log that limits have changed."""
+    await record(
+        connection,
+        origin,
+        "limit.update",
+        org_id=org_id,
+        target_kind=kind,
+        target_id=subject_id,
+        before=before,
+        after=after,
+    )
 
-    Raises BadArgument, NotFound.
-    """
+
+async def find_subject(connection: asyncpg.Connection, subject: str) -> tuple[str, str, str]:
+    """Return kind, id and org of what is written as `token:ID`. Raises BadArgument, NotFound."""
     kind, subject_id = parse_subject(subject)
-    if kind not in PERMIT_KINDS and any(change.name != "calls_a_month" for change in changes):
-        raise BadArgument(
-            "A window or a cap on open calls is on a token or on the org.", field="subject"
-        )
     if subject_id is None:
         subject_id = await connection.fetchval(_QUERIES["default_org"])
     org_id = await connection.fetchval(_QUERIES["org_of"], kind, subject_id)
     if org_id is None or subject_id is None:
         raise NotFound(f"There is no such {kind}.", field="subject")
+    return kind, subject_id, org_id
+
+
+async def hold_limits(connection: asyncpg.Connection, kind: str, subject_id: str) -> None:
+    """Keep others from changing a subject's limits until the caller's transaction ends."""
+    await connection.execute(_QUERIES["hold"], kind, subject_id)
+
+
+async def find_limits(connection: asyncpg.Connection, kind: str, subject_id: str) -> dict[str, Any]:
+    """Return what limits a subject has; None where there is none."""
+    row = await connection.fetchrow(_QUERIES["find"], kind, subject_id)
+    assert row is not None, "the query has one row"
+    return shown_limits(dict(row))
+
+
+async def write_limits(
+    connection: asyncpg.Connection,
+    kind: str,
+    subject_id: str,
+    org_id: str,
+    changes: Sequence[LimitChange],
+) -> None:
+    """Change limits of a subject that is there, in the caller's transaction.
+
+    Raises BadArgument for one that its kind does not have.
+    """
     for change in changes:
+        if kind not in PERMIT_KINDS and change.name != "calls_a_month" and change.value is not None:
+            raise BadArgument(
+                "A window or a cap on open calls is on a token or on the org.",
+                field=FIELDS[change.name],
+            )
         await _change(connection, kind, subject_id, org_id, change)
-    return kind, subject_id
+
+
+def shown_limits(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a row of limits as people read it: a window in one text."""
+    named = dict(row)
+    calls, seconds = named.pop("rate_calls"), named.pop("rate_window_seconds")
+    named["rate"] = None if calls is None else str(Rate(calls=calls, window_seconds=seconds))
+    return named
 
 
 async def list_limits(connection: asyncpg.Connection) -> list[dict[str, Any]]:
     """Return every subject that has a limit, and its limits."""
-    limits = []
-    for row in await connection.fetch(_QUERIES["list"]):
-        named = dict(row)
-        calls, seconds = named.pop("rate_calls"), named.pop("rate_window_seconds")
-        rate = None if calls is None else str(Rate(calls=calls, window_seconds=seconds))
-        limits.append({**named, "rate": rate})
-    return limits
+    return [shown_limits(dict(row)) for row in await connection.fetch(_QUERIES["list"])]
 
 
 async def _change(

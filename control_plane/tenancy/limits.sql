@@ -47,6 +47,60 @@ DELETE FROM concurrency_limits WHERE kind = $1 AND subject_id = $2
 SELECT pg_current_xact_id()::text
 WHERE EXISTS (SELECT FROM change_log WHERE xact = pg_current_xact_id())
 
+-- name: find
+-- What a subject may do; nulls where a limit is not set.
+SELECT
+    month.calls_a_month AS "limit", rate.calls AS rate_calls,
+    rate.window_seconds AS rate_window_seconds, open.calls AS concurrency
+FROM (VALUES ($1::text, $2::uuid)) AS subject (kind, subject_id)
+LEFT JOIN call_limits AS month USING (kind, subject_id)
+LEFT JOIN rate_limits AS rate USING (kind, subject_id)
+LEFT JOIN concurrency_limits AS open USING (kind, subject_id)
+
+-- name: hold
+-- Keep others from changing a subject's limits until the transaction ends.
+SELECT pg_advisory_xact_lock(hashtextextended('limits ' || $1::text || ' ' || $2::text, 0))
+
+-- name: place
+-- Where a subject of an org is, and whose it is; no row: it is not there.
+SELECT workspace_id, user_id FROM tokens WHERE $1::text = 'token' AND org_id = $2 AND id = $3
+UNION ALL
+SELECT NULL, id FROM users
+WHERE $1::text = 'user' AND org_id = $2 AND id = $3 AND removed_at IS NULL
+UNION ALL
+SELECT id, NULL FROM workspaces WHERE $1::text = 'workspace' AND org_id = $2 AND id = $3
+UNION ALL
+SELECT NULL, NULL FROM orgs WHERE $1::text = 'org' AND id = $2 AND id = $3
+
+-- name: page
+-- Some of an org's limits: all, or those of workspaces, of a user and of the tokens that it may see.
+SELECT
+    subject.kind, subject.subject_id::text, month.calls_a_month AS "limit",
+    rate.calls AS rate_calls, rate.window_seconds AS rate_window_seconds,
+    open.calls AS concurrency
+FROM (
+    SELECT kind, subject_id FROM call_limits WHERE org_id = $1
+    UNION SELECT kind, subject_id FROM rate_limits WHERE org_id = $1
+    UNION SELECT kind, subject_id FROM concurrency_limits WHERE org_id = $1
+) AS subject
+LEFT JOIN call_limits AS month USING (kind, subject_id)
+LEFT JOIN rate_limits AS rate USING (kind, subject_id)
+LEFT JOIN concurrency_limits AS open USING (kind, subject_id)
+WHERE ($2::text IS NULL OR subject.kind = $2)
+    AND (
+        $3::uuid[] IS NULL
+        OR subject.kind = 'workspace' AND subject.subject_id = ANY ($3)
+        OR subject.kind = 'user' AND subject.subject_id = $4
+        OR subject.kind = 'token' AND EXISTS (
+            SELECT FROM tokens AS t
+            WHERE t.org_id = $1 AND t.id = subject.subject_id
+                AND (t.user_id = $4 OR t.workspace_id = ANY ($5))
+        )
+    )
+    AND ($6::text IS NULL OR (subject.kind COLLATE "C", subject.subject_id) > ($6, $7::uuid))
+ORDER BY subject.kind COLLATE "C", subject.subject_id
+LIMIT $8
+
 -- name: list
 -- What every subject that has a limit may do; nulls where a limit is not set.
 SELECT

@@ -35,7 +35,8 @@ class Permission(StrEnum):
     WORKSPACE_MEMBERS_WRITE = "workspace_members:write"
     TOKENS_READ = "tokens:read"
     TOKENS_CREATE = "tokens:create"
-    TOKENS_WRITE = "tokens:write"  # change, rotate
+    TOKENS_WRITE = "tokens:write"  # narrow, rotate; to widen or prolong takes tokens:create too
+    TOKENS_DELEGATE = "tokens:delegate"  # child tokens of one's own
     TOKENS_REVOKE = "tokens:revoke"
     TOKENS_REVOKE_ALL = "tokens:revoke_all"  # of a user, of the org
     LIMITS_READ = "limits:read"
@@ -81,7 +82,8 @@ GRANTS: Final[Mapping[Permission, Grant]] = {
     Permission.WORKSPACE_MEMBERS_WRITE: Grant(org=_ADMIN, workspace=_ADMIN),
     Permission.TOKENS_READ: Grant(org=_ADMIN, workspace=_ADMIN, own=_ALL),
     Permission.TOKENS_CREATE: Grant(org=_ADMIN, workspace=_EDIT),
-    Permission.TOKENS_WRITE: Grant(org=_ADMIN, workspace=_ADMIN, own=_EDIT),
+    Permission.TOKENS_WRITE: Grant(org=_ADMIN, workspace=_ADMIN, own=_ALL),
+    Permission.TOKENS_DELEGATE: Grant(own=_ALL),
     Permission.TOKENS_REVOKE: Grant(org=_ADMIN, workspace=_ADMIN, own=_ALL),
     Permission.TOKENS_REVOKE_ALL: Grant(org=_ADMIN),
     Permission.LIMITS_READ: Grant(org=_ADMIN, workspace=_ALL),

@@ -12,7 +12,9 @@ from datetime import datetime, timedelta
 from typing import Any, Final
 
 import asyncpg
+import msgspec
 
+from control_plane.web.database import ControlDatabase
 from gateway.sql import load_queries
 
 CONFIRMATION_SECONDS_MAX: Final = 2.0  # that a change waits for its workers
@@ -24,6 +26,29 @@ _QUERIES: Final = load_queries(__package__, "receipts.sql")
 _LAST_CHANGE = _QUERIES["last_change"]
 _WORKERS = _QUERIES["workers"]
 _STARTED_WITHIN_A_LEASE = _QUERIES["started_within_a_lease"]
+
+
+class ReceiptWorker(msgspec.Struct, frozen=True, kw_only=True):
+    """One worker's part of a receipt: confirmed, pending or unknown."""
+
+    worker_id: str
+    machine: str
+    state: str
+    confirmed_at: datetime | None
+    streams_cut: int | None
+    admission_stops_at: datetime | None
+    streams_stop_at: datetime | None
+
+
+class Receipt(msgspec.Struct, frozen=True, kw_only=True):
+    """Which workers hold a change; `ordinal` null: the log was pruned since."""
+
+    ordinal: int | None
+    committed_at: datetime
+    complete: bool
+    took_ms: float
+    streams_cut: int
+    workers: list[ReceiptWorker]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,6 +96,18 @@ async def wait_for_receipt(
         "streams_cut": sum(worker["streams_cut"] or 0 for worker in workers),
         "workers": workers,
     }
+
+
+async def receipt_of(
+    database: ControlDatabase, xact: str | None, *, is_embedded: bool, began: float
+) -> Receipt | None:
+    """Return the receipt of a transaction that has committed; None: no worker heard of it."""
+    if xact is None:
+        return None
+    async with database.connection() as connection:
+        change = await change_of(connection, xact)
+        receipt = await wait_for_receipt(connection, change, is_embedded=is_embedded, began=began)
+    return msgspec.convert(receipt, Receipt)
 
 
 async def _wait_for_workers(

@@ -1,20 +1,32 @@
--- name: create
--- Insert a token into the default org, dated by the database's clock.
-INSERT INTO tokens (
-    id, digest, hint, name, org_id, workspace_id, user_id, scopes, models, expires_at
-)
-SELECT $1, $2, $3, $4, w.org_id, w.id, u.id, $5, $6, clock_timestamp() + $7
+-- name: default_holder
+-- The first workspace and user of the default org: whose the tokens are that commands make.
+SELECT w.org_id, w.id AS workspace_id, u.id AS user_id
 FROM workspaces AS w
 JOIN users AS u ON u.org_id = w.org_id
 WHERE w.org_id = (SELECT id FROM orgs ORDER BY created_at, id LIMIT 1)
 ORDER BY w.created_at, w.id, u.created_at, u.id
 LIMIT 1
-RETURNING id::text, name, hint, scopes, models, created_at, expires_at, org_id
+
+-- name: life_max
+-- How long an org lets a token live.
+SELECT token_life_max FROM orgs WHERE id = $1
+
+-- name: create
+-- Insert a token, dated by the database's clock; a child ends with its parent at the latest.
+INSERT INTO tokens (
+    id, digest, hint, name, org_id, workspace_id, user_id, parent_id, created_by, scopes, models,
+    vendors, addresses, expires_at
+) VALUES (
+    $1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13,
+    least(clock_timestamp() + $14, (SELECT expires_at FROM tokens WHERE id = $8))
+)
+RETURNING id::text, name, hint, scopes, models, created_at, expires_at
 
 -- name: renew
 -- Move the expiry of a token that its owner keeps alive; a revoked one stays revoked.
-UPDATE tokens SET expires_at = clock_timestamp() + $2 WHERE digest = $1
-RETURNING revoked_at
+UPDATE tokens AS t SET expires_at = clock_timestamp() + least($2, o.token_life_max)
+FROM orgs AS o WHERE t.digest = $1 AND o.id = t.org_id
+RETURNING t.revoked_at
 
 -- name: any_exists
 -- Whether there is, or ever was, a token.
@@ -23,7 +35,8 @@ SELECT EXISTS (SELECT FROM tokens)
 -- name: list
 -- Every token, newest first; what the default org has of them.
 SELECT
-    t.id::text, t.name, t.hint, t.parent_id::text, t.scopes, t.models,
+    t.id::text, t.name, t.hint, t.parent_id::text, t.scopes, t.models, t.vendors,
+    t.addresses::text[] AS addresses,
     l.calls_a_month AS "limit", r.calls || '/' || r.window_seconds || 's' AS rate,
     c.calls AS concurrency, t.created_at, t.expires_at, t.revoked_at,
     CASE
@@ -40,7 +53,7 @@ ORDER BY t.created_at DESC, t.id DESC
 -- name: revoke
 -- End a token that has not been ended before; the transaction's id finds its change.
 UPDATE tokens SET revoked_at = clock_timestamp() WHERE id = $1 AND revoked_at IS NULL
-RETURNING pg_current_xact_id()::text AS xact
+RETURNING org_id, pg_current_xact_id()::text AS xact
 
 -- name: earlier_change
 -- The change that ended a token earlier; without an ordinal where the log was pruned since.

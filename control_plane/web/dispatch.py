@@ -42,6 +42,7 @@ USER_AGENT_CHARS_MAX: Final = 300
 JSON: Final = "application/json"
 
 _BEARER: Final = "bearer "
+_NOTHING_SAID: Final = b"{}"
 
 
 class Dispatcher:
@@ -112,7 +113,8 @@ class Dispatcher:
         if route.query is None and query:
             raise BadArgument("There is no such parameter.", field=min(query))
         raw = await _body(route, request)
-        body = None if route.body is None else read_body(raw, route.body)
+        said = raw or (_NOTHING_SAID if route.body_is_optional else b"")
+        body = None if route.body is None else read_body(said, route.body)
         actor, org_id = None, None
         if claims is not None:
             actor, org_id = await self._actor(route, claims, path, org_text)
@@ -292,6 +294,8 @@ async def _body(route: Route, request: web.Request) -> bytes:
     if route.body is None:
         if raw:
             raise BadArgument("This takes no body.", field="body")
+    elif not raw and route.body_is_optional:
+        return raw
     elif request.content_type != JSON:
         raise UnsupportedMedia(f"Send the body as {JSON}.", field="content-type")
     elif b"\\u0000" in raw or b"\0" in raw:

@@ -73,7 +73,7 @@ def _operation(
     }
     if route.body is not None:
         operation["requestBody"] = {
-            "required": True,
+            "required": not route.body_is_optional,
             "content": {"application/json": {"schema": schema_of[id(route.body)]}},
         }
     if route.access is not Access.PUBLIC:

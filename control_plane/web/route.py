@@ -63,10 +63,11 @@ class Route:
 
     `path` has names in braces: `{org}` and `{workspace}` decide about the permission; every name
     is a UUID but those in `text_names`. `query` and `body` are structs, all fields of which are
-    checked; None: there is none. `answer` is the struct of a successful answer (None: no body),
-    `status` its status. `errors` are statuses that the function itself may answer with, beyond
-    those that every route has. `tells_once`: fields of the answer that nobody is told again.
-    `needs_fresh`: the account has to have proven itself within minutes.
+    checked; None: there is none. `body_is_optional`: none at all is one that says nothing. `answer`
+    is the struct of a successful answer (None: no body), `status` its status. `errors` are statuses
+    that the function itself may answer with, beyond those that every route has. `tells_once`:
+    fields of the answer that nobody is told again. `needs_fresh`: the account has to have proven
+    itself within minutes.
     """
 
     method: str
@@ -77,6 +78,7 @@ class Route:
     handler: Handler
     query: type[msgspec.Struct] | None = None
     body: type[msgspec.Struct] | None = None
+    body_is_optional: bool = False
     answer: Any = None
     status: int = 200
     errors: Sequence[int] = ()

@@ -1,5 +1,6 @@
 """Who is calling: what a live token says about its bearer."""
 
+import ipaddress
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -12,6 +13,7 @@ CALLS_SCOPE: Final = "calls"
 BATCHES_SCOPE: Final = "batches"
 TEST_SCOPE: Final = "vendor_test:"  # and a vendor's id: calls this one only, be it disabled
 
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 Subject = tuple[str, str]  # kind and id: ("token", "0193…"), as in the change log
 
 
@@ -32,16 +34,26 @@ class Caller:
     scopes: frozenset[str]
     models: tuple[str, ...] | None  # names or globs; None: any
     parent_models: tuple[str, ...] | None = None  # those of the parent, which hold as well
+    vendors: tuple[str, ...] | None = None  # names; None: any
+    parent_vendors: tuple[str, ...] | None = None
+    addresses: tuple[Network, ...] | None = None  # that calls may come from; None: any
+    parent_addresses: tuple[Network, ...] | None = None
     expires_at: float
     limits: tuple[Subject, ...]
     permits: tuple[PermitLimit, ...] = ()
     tests_vendor: str | None = field(init=False, compare=False)  # the id of the one that it tests
+    has_vendor_list: bool = field(init=False, compare=False)
+    has_address_list: bool = field(init=False, compare=False)
     _patterns: tuple[re.Pattern[str], ...] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         tested = (scope for scope in self.scopes if scope.startswith(TEST_SCOPE))
         vendor_id = next(tested, "").removeprefix(TEST_SCOPE) or None
         object.__setattr__(self, "tests_vendor", vendor_id)
+        has_vendors = self.vendors is not None or self.parent_vendors is not None
+        object.__setattr__(self, "has_vendor_list", has_vendors)
+        has_addresses = self.addresses is not None or self.parent_addresses is not None
+        object.__setattr__(self, "has_address_list", has_addresses)
         lists = [globs for globs in (self.models, self.parent_models) if globs is not None]
         object.__setattr__(self, "_patterns", tuple(map(_pattern, lists)))
 
@@ -72,6 +84,26 @@ class Caller:
     def may_use(self, model: str) -> bool:
         """Return whether this token may use the model of this name; upper and lower case differ."""
         return all(pattern.match(model) for pattern in self._patterns)
+
+    def may_call_vendor(self, name: str) -> bool:
+        """Return whether this token may call the vendor of this name."""
+        lists = (self.vendors, self.parent_vendors)
+        return all(names is None or name in names for names in lists)
+
+    def may_call_from(self, address: str) -> bool:
+        """Return whether this token may be used from this address; a list allows no unknown one.
+
+        An IPv4 address that is mapped into IPv6 is that IPv4 address.
+        """
+        try:
+            parsed = ipaddress.ip_address(address)
+        except ValueError:
+            return not self.has_address_list
+        parsed = getattr(parsed, "ipv4_mapped", None) or parsed
+        lists = (self.addresses, self.parent_addresses)
+        return all(
+            networks is None or any(parsed in network for network in networks) for networks in lists
+        )
 
 
 def _pattern(globs: Sequence[str]) -> re.Pattern[str]:

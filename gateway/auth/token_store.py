@@ -16,6 +16,10 @@ FIRST_BLOCK_UNITS: Final = 16  # of each allowance; a token that proves busy ask
 
 UNKNOWN: Final = "unknown"
 
+_LISTS: Final = (  # null: anything goes
+    "models", "parent_models", "vendors", "parent_vendors", "addresses", "parent_addresses",
+)  # fmt: skip
+
 _QUERIES: Final = load_queries(__package__, "token_store.sql")
 _FIND_CALLER: Final = _QUERIES["find_caller"]
 _FIND_ENDED: Final = _QUERIES["find_ended"]
@@ -86,7 +90,6 @@ class TokenStore:
 
 
 def _caller(row: asyncpg.Record) -> Caller:
-    parent_models = row["parent_models"]
     return Caller(
         token_id=row["token_id"],
         parent_id=row["parent_id"],
@@ -94,8 +97,7 @@ def _caller(row: asyncpg.Record) -> Caller:
         workspace_id=row["workspace_id"],
         user_id=row["user_id"],
         scopes=frozenset(row["scopes"]),
-        models=None if row["models"] is None else tuple(row["models"]),
-        parent_models=None if parent_models is None else tuple(parent_models),
+        **{name: None if row[name] is None else tuple(row[name]) for name in _LISTS},
         expires_at=row["expires_at"],
         limits=tuple(zip(row["limit_kinds"], row["limit_ids"], strict=True)),
         permits=tuple(

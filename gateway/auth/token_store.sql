@@ -12,7 +12,11 @@ SELECT
     token.scopes,
     token.models,
     token.parent_models,
-    extract(epoch FROM token.expires_at)::float8 AS expires_at,
+    token.vendors,
+    token.parent_vendors,
+    token.addresses,
+    token.parent_addresses,
+    extract(epoch FROM standing.expires_at)::float8 AS expires_at,
     standing.why,
     limits.kinds AS limit_kinds,
     limits.subject_ids::text[] AS limit_ids,
@@ -22,11 +26,23 @@ SELECT
     permits.windows AS permit_windows,
     block.*
 FROM change_head AS head
-LEFT JOIN token_standings AS token ON token.digest = $1::bytea
+-- A secret that was replaced opens its token for a while; then it is as if the token had expired.
+LEFT JOIN LATERAL (
+    SELECT t.id, t.expires_at AS until FROM tokens AS t WHERE t.digest = $1::bytea
+    UNION ALL
+    SELECT r.token_id, r.until FROM retired_digests AS r WHERE r.digest = $1::bytea
+    LIMIT 1
+) AS secret ON true
+LEFT JOIN token_standings AS token ON token.id = secret.id
 CROSS JOIN LATERAL (
-    SELECT coalesce(
-        token.ended, CASE WHEN token.expires_at <= clock_timestamp() THEN 'expired' END
-    ) AS why
+    SELECT
+        coalesce(
+            token.ended,
+            CASE
+                WHEN least(token.expires_at, secret.until) <= clock_timestamp() THEN 'expired'
+            END
+        ) AS why,
+        least(token.expires_at, secret.until) AS expires_at
 ) AS standing
 CROSS JOIN LATERAL (
     SELECT

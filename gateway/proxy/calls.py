@@ -15,6 +15,7 @@ from typing import Final, Protocol
 from gateway.auth.authenticate import token_candidates
 from gateway.auth.caller import Caller, Subject
 from gateway.errors import (
+    ClientAddressNotAllowed,
     DatabaseAway,
     Draining,
     GatewayError,
@@ -178,6 +179,7 @@ class Calls:
         credential_ready: CredentialReady | None = None,
         upload_tickets: UploadTickets | None = None,
         wall_clock: Callable[[], float] = time.time,
+        client_address: Callable[[Exchange], str] = lambda exchange: exchange.address,
     ) -> None:
         """Everything is handed in.
 
@@ -187,7 +189,8 @@ class Calls:
         `cors_origins` are the web origins whose pages may call, `routing` gives a caller's table,
         `lease_holds` says whether this worker may admit calls, `on_defect(call_id, exception)` is
         told of what must not happen, `owners` know who made what vendors store. `upload_tickets`
-        stand for tokens in the addresses of uploads; None: nothing does.
+        stand for tokens in the addresses of uploads; None: nothing does. `client_address` says
+        where a request comes from, to tokens that have a list of networks.
         """
         self._authenticator = authenticator
         self._permits = permits
@@ -208,6 +211,7 @@ class Calls:
         self._cors_origins = frozenset(origin.encode() for origin in cors_origins)
         self._credential_ready = credential_ready
         self._wall_clock = wall_clock
+        self._client_address = client_address
         self._stored = StoredCalls(owners)
         self._upload_tickets = upload_tickets or UploadTickets()
         self._preparation = Preparation(
@@ -337,6 +341,8 @@ class Calls:
             caller = await self._authenticator.authenticate_digest(digest, exchange.address)
         if not caller.may_call():
             raise ScopeNotAllowed
+        if caller.has_address_list and not caller.may_call_from(self._client_address(exchange)):
+            raise ClientAddressNotAllowed
         return caller
 
     async def _permit(self, call: Call) -> None:
@@ -362,6 +368,7 @@ class Calls:
                 vendor=match.vendor,
                 table=table,
                 may_use=call.caller.may_use,
+                may_call=call.caller.may_call_vendor,
                 query=exchange.query,
             )
         else:
@@ -371,6 +378,7 @@ class Calls:
                 vendor=match.vendor,
                 table=table,
                 may_use=call.caller.may_use,
+                may_call=call.caller.may_call_vendor,
             )
         head = (
             b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %d\r\n"

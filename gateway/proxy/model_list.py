@@ -21,6 +21,7 @@ ANTHROPIC_PAGE: Final = 20  # models on a page where the client doesn't say
 GEMINI_PAGE: Final = 50
 
 MayUse = Callable[[str], bool]
+MayCall = Callable[[str], bool]  # a vendor by its name
 
 _NO_MODEL: Final = "There is no such model, or this token may not use it."
 
@@ -50,6 +51,7 @@ class ModelDirectory:
         vendor: str | None,
         table: RoutingTable,
         may_use: MayUse,
+        may_call: MayCall = lambda _: True,
         query: bytes = b"",
     ) -> bytes:
         """Return the list, or the page of it that the query asks for, as JSON.
@@ -57,7 +59,9 @@ class ModelDirectory:
         `vendor` is the one that the path names, None for all. Raises NoRoute for one that is not
         there, BodyInvalid for a query that can't be followed.
         """
-        listed = self._listed(wire=wire, vendor=vendor, table=table, may_use=may_use)
+        listed = self._listed(
+            wire=wire, vendor=vendor, table=table, may_use=may_use, may_call=may_call
+        )
         models: list[Model] = []
         for model in listed:
             models.append(model)
@@ -79,30 +83,40 @@ class ModelDirectory:
         vendor: str | None,
         table: RoutingTable,
         may_use: MayUse,
+        may_call: MayCall = lambda _: True,
     ) -> bytes:
         """Return one model as JSON. Raises NoRoute where it is not in the list."""
-        for one in self._listed(wire=wire, vendor=vendor, table=table, may_use=may_use):
+        for one in self._listed(
+            wire=wire, vendor=vendor, table=table, may_use=may_use, may_call=may_call
+        ):
             if one.id == model:
                 return wire.model_body(one)
         raise NoRoute(_NO_MODEL)
 
     def _listed(
-        self, *, wire: WireFormat, vendor: str | None, table: RoutingTable, may_use: MayUse
+        self,
+        *,
+        wire: WireFormat,
+        vendor: str | None,
+        table: RoutingTable,
+        may_use: MayUse,
+        may_call: MayCall,
     ) -> Iterator[Model]:
         """Yield what a caller can call, each name once, always in the same order."""
         if vendor is not None:
             target = table.target(vendor)
             if target is None:
                 raise NoRoute("The gateway has no vendor of this name.")
-            yield from (one for one in self._of_vendor(target) if may_use(one.id))
+            if may_call(vendor):
+                yield from (one for one in self._of_vendor(target) if may_use(one.id))
             return
         seen: set[str] = set()
         for alias in table.models_for(wire.name):
             seen.add(alias)
-            if may_use(alias):
+            if may_use(alias) and may_call(table.aliases[alias][0]):
                 yield Model(id=alias, owner=table.aliases[alias][0])
         for target in table.targets:
-            if wire.name not in target.kind.groups:
+            if wire.name not in target.kind.groups or not may_call(target.name):
                 continue
             for one in self._of_vendor(target):
                 if one.id not in seen and may_use(one.id) and _reaches(table, one.id, target):

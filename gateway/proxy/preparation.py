@@ -11,7 +11,14 @@ from typing import Final
 
 from gateway.auth.authenticate import carried_digest, token_candidates
 from gateway.auth.caller import Caller
-from gateway.errors import BodyInvalid, ModelNotAllowed, NoRoute, RequestInvalid, UnsupportedBody
+from gateway.errors import (
+    BodyInvalid,
+    ModelNotAllowed,
+    NoRoute,
+    RequestInvalid,
+    UnsupportedBody,
+    VendorNotAllowed,
+)
 from gateway.proxy.body import DecidingFields
 from gateway.proxy.endpoints import Endpoint, Match
 from gateway.proxy.exchange import Exchange
@@ -165,6 +172,8 @@ class Preparation:
             request = await self._bodiless(ask)
         else:
             request = await self._decided(ask)
+        if caller.has_vendor_list and not caller.may_call_vendor(request.target.name):
+            raise VendorNotAllowed
         if self._before_call is not None:
             facts = CallFacts(
                 call_id=call_id,

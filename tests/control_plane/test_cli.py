@@ -233,6 +233,30 @@ def test_a_token_lives_from_create_to_revoke(run: Run) -> None:
 
 
 @pytest.mark.usefixtures("on_database")
+def test_a_token_is_held_to_vendors_and_networks(run: Run) -> None:
+    lists = ("--vendors", "openai, groq", "--addresses", "203.0.113.0/24,::ffff:10.0.0.0/104")
+    made = run("token", "create", *lists, "--json").document
+    networks = ["203.0.113.0/24", "10.0.0.0/8"]
+    assert (made["vendors"], made["addresses"]) == (["openai", "groq"], networks)
+    [row] = run("token", "list", "--json").document
+    assert (row["vendors"], row["addresses"]) == (["openai", "groq"], networks)
+    for wrong in (("--vendors", "A B"), ("--addresses", "10.0.0.1/8"), ("--addresses", "x")):
+        done = run("token", "create", *wrong, "--json")
+        assert (done.code, done.error["field"]) == (2, wrong[0].removeprefix("--"))
+
+
+@pytest.mark.usefixtures("on_database")
+def test_every_token_is_revoked_in_one_go(run: Run) -> None:
+    for _ in range(3):
+        run("token", "create")
+    assert run("token", "revoke", "some", "--all", "--json").code == 2
+    told = run("token", "revoke", "--all", "--json").document
+    assert (told["revoked"], told["receipt"]["workers"]) == (3, [])
+    assert run("token", "revoke", "--all", "--json").document == {"revoked": 0, "receipt": None}
+    assert {row["state"] for row in run("token", "list", "--json").document} == {"revoked"}
+
+
+@pytest.mark.usefixtures("on_database")
 def test_a_token_stands_alone_on_stdout_for_a_script_that_wants_no_json(run: Run) -> None:
     done = run("token", "create")
     assert is_well_formed(done.stdout.strip().encode())

@@ -1,8 +1,9 @@
 """The attacks that a gateway has to stand, by number, and how one is tried.
 
 Numbers are those of the corpus in its groups: A how requests are read, B sessions, C signing in,
-D gateway tokens, G tenants and roles, I where the gateway may be led to, K what wears it out. Each
-has a case in the module of its group, or a reason here why it is tried elsewhere.
+D gateway tokens, G tenants and roles, H how often a thing may be asked for, I where the gateway may
+be led to, K what wears it out. Each has a case in the module of its group, or a reason here why it
+is tried elsewhere.
 """
 
 import asyncio
@@ -70,6 +71,10 @@ TITLES: Final = {
     77: "a role that is lowered while a request runs",
     78: "lists, searches and errors about other orgs",
     79: "ways to switch row security off, or to inherit an org",
+    80: "an address that the client claims",
+    81: "limits at the edge of their window, on two nodes",
+    82: "calls that nobody would count",
+    83: "a request that comes again, the same or not",
     84: "a vendor's URL set by somebody who may not",
     85: "URLs that lead inside",
     86: "a name that turns to a private address between check and use",
@@ -94,9 +99,8 @@ TITLES: Final = {
 ELSEWHERE: Final = {
     21: "tests/fuzz compares both sides over mutated requests",
     32: "no session is renewed: a token is good as long as its session, which the database ends",
-    45: "the control plane creates tokens, and decides who may; the gateway has no such path",
-    47: "the control plane rotates tokens; to the gateway a rotated token is one that expires",
     73: "tests/control_plane/test_permissions.py asks every route as everybody",
+    82: "tests/gateway/proxy/test_calls.py and tests/journeys hold rows against the vendor's tally",
     108: "the control plane hashes passwords, and its tests flood it; the gateway hashes none",
 }
 

@@ -57,14 +57,14 @@ class Running:
     async def ready(self) -> None:
         await self.until(lambda: self.not_ready == [])
 
-    async def call(self, token: str) -> tuple[int, str | None]:
+    async def call(self, token: str, **headers: str) -> tuple[int, str | None]:
         """Call and return status and reason."""
         async with (
             aiohttp.ClientSession() as session,
             session.post(
                 f"{self.url}/v1/chat/completions",
                 json=CALL,
-                headers={"authorization": f"Bearer {token}"},
+                headers={"authorization": f"Bearer {token}", **headers},
             ) as answer,
         ):
             return answer.status, answer.headers.get("x-kaixu-reason")

@@ -1,4 +1,5 @@
 from collections.abc import Mapping
+from ipaddress import ip_network
 from pathlib import Path
 
 import pytest
@@ -68,6 +69,8 @@ def test_the_least_that_can_be_set_gives_the_defaults() -> None:
          ("https://a.example", "http://b:80")),
         ("KAIXU_VENDOR_HOSTS", "api.openai.com, [::1]:8000", "vendor_hosts",
          frozenset({"api.openai.com", "[::1]:8000"})),
+        ("KAIXU_TRUSTED_PROXIES", "10.0.0.0/8, 192.0.2.7", "trusted_proxies",
+         (ip_network("10.0.0.0/8"), ip_network("192.0.2.7"))),
         ("KAIXU_VAULT_KEY", "kxvault1_a\nkxvault1_b\n", "vault_keys", ("kxvault1_a", "kxvault1_b")),
         ("KAIXU_LEASE", "  ", "lease_seconds", 15),
     ],
@@ -104,6 +107,9 @@ def test_each_setting_is_read(name: str, text: str, attribute: str, value: objec
         ("KAIXU_HOSTS", "*"),
         ("KAIXU_CORS_ORIGINS", "*"),
         ("KAIXU_VENDOR_HOSTS", "https://api.openai.com"),
+        ("KAIXU_TRUSTED_PROXIES", "*"),
+        ("KAIXU_TRUSTED_PROXIES", "0.0.0.0/0"),
+        ("KAIXU_TRUSTED_PROXIES", "10.0.0.1/8"),
         ("KAIXU_VAULT_KEY", "a b c"),
     ],
 )

@@ -53,6 +53,10 @@ async def blocked(connection: Connection, pid: int) -> None:
         ("DELETE FROM tokens", ("token", "dead")),
         ("UPDATE tokens SET expires_at = now()", ("token", "changed")),
         ("UPDATE tokens SET models = '{a}'", ("token", "changed")),
+        ("UPDATE tokens SET vendors = '{a}'", ("token", "changed")),
+        ("UPDATE tokens SET addresses = '{10.0.0.0/8}'", ("token", "changed")),
+        ("UPDATE orgs SET token_life_max = '1 min'", ("token", "changed")),
+        ("SELECT revoke_every_token()", ("org", "dead")),
         ("UPDATE users SET disabled_at = now()", ("user", "dead")),
         ("UPDATE workspaces SET archived_at = now()", ("workspace", "dead")),
         ("UPDATE orgs SET suspended_at = now()", ("org", "dead")),
@@ -98,6 +102,7 @@ async def test_who_lives_again_is_changed_and_not_dead(
     [
         "UPDATE tokens SET name = 'another', hint = 'kxg_…0000'",
         "UPDATE tokens SET expires_at = expires_at",
+        "UPDATE orgs SET token_life_max = '89 days'",
         "UPDATE users SET name = 'another'",
         "UPDATE users SET disabled_at = disabled_at",
         "UPDATE orgs SET name = 'another'",
@@ -112,6 +117,24 @@ async def test_what_no_worker_minds_is_no_change(
     before = await head(owner)
     await owner.execute(statement)
     assert await changes(owner, before) == []
+
+
+async def test_an_old_secret_that_ends_early_is_a_change_of_its_token(
+    owner: Connection, seed: Any
+) -> None:
+    _, token_id = await seed.token()
+    await owner.execute(
+        """
+        INSERT INTO retired_digests
+        SELECT sha256(moment::text::bytea), id, org_id, now() + moment
+        FROM tokens, (VALUES (interval '1 hour'), (interval '-1 hour')) AS old (moment)
+        """
+    )
+    before = await head(owner)
+    await owner.execute("DELETE FROM retired_digests WHERE until < now()")  # opens nothing anyway
+    assert await changes(owner, before) == []
+    await owner.execute("DELETE FROM retired_digests")
+    assert await changes(owner, before) == [("token", token_id, "changed")]
 
 
 async def test_a_transaction_says_a_thing_once(owner: Connection, seed: Any) -> None:

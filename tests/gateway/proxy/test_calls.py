@@ -6,10 +6,12 @@ import gzip
 import json
 import random
 from dataclasses import replace
+from ipaddress import ip_network
 from pathlib import Path
 
 import pytest
 
+from gateway.auth.caller import Caller
 from gateway.errors import Draining, JournalFull, TokenRevoked
 from gateway.proxy import relay as relay_module
 from tests.gateway.proxy.rig import DEADLINE_SECONDS, KEY, TOKEN, Rig, Script, StayOpen
@@ -69,6 +71,12 @@ async def hangs(head: bytes, body: bytes, writer: asyncio.StreamWriter) -> None:
     writer.write(EVENTS_HEAD + chunk(b'data: {"choices":[{"index":0,"delta":{}}]}\n\n'))
     await writer.drain()
     raise StayOpen
+
+
+async def answers_ok(head: bytes, body: bytes, writer: asyncio.StreamWriter) -> None:
+    writer.write(
+        b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: 2\r\n\r\n{}"
+    )
 
 
 async def never_answers(head: bytes, body: bytes, writer: asyncio.StreamWriter) -> None:
@@ -641,6 +649,47 @@ async def test_a_model_that_the_token_may_not_use_is_refused(rig: Rig) -> None:
     rig.authenticated.caller = replace(rig.caller, models=("claude-*",))
     answer = await rig.ask("/v1/chat/completions", CHAT)
     assert (answer.status, answer.headers["x-kaixu-reason"]) == (403, "model_not_allowed")
+
+
+@pytest.mark.parametrize("lists", ["vendors", "parent_vendors"])
+async def test_a_vendor_that_the_token_may_not_call_is_refused(rig: Rig, lists: str) -> None:
+    def only(*names: str) -> Caller:
+        if lists == "vendors":
+            return replace(rig.caller, vendors=names)
+        return replace(rig.caller, parent_vendors=names)
+
+    rig.authenticated.caller = only("anthropic")
+    for path in ("/v1/chat/completions", "/openai/v1/chat/completions"):
+        answer = await rig.ask(path, CHAT)
+        assert (answer.status, answer.headers["x-kaixu-reason"]) == (403, "vendor_not_allowed")
+    rig.aliases = {"gpt-4o": ("openai", "gpt-5")}
+    answer = await rig.ask("/v1/chat/completions", CHAT)
+    assert (answer.status, answer.headers["x-kaixu-reason"]) == (403, "vendor_not_allowed")
+    assert rig.vendor.heads == []
+    assert rig.units.taken == 0
+    rig.authenticated.caller = only("anthropic", "openai")
+    rig.vendor.script = answers_ok
+    assert (await rig.ask("/v1/chat/completions", CHAT)).status == 200
+
+
+async def test_a_token_is_used_from_its_networks_alone(rig: Rig) -> None:
+    elsewhere, here = ip_network("203.0.113.0/24"), ip_network("127.0.0.0/8")
+    for own, parents in (
+        ((elsewhere,), None),
+        (None, (elsewhere,)),
+        ((here,), (elsewhere,)),
+        ((), None),
+    ):
+        rig.authenticated.caller = replace(rig.caller, addresses=own, parent_addresses=parents)
+        for path, method in (("/v1/chat/completions", "POST"), ("/v1/models", "GET")):
+            body = CHAT if method == "POST" else None
+            spoof = ["X-Forwarded-For: 203.0.113.7", "Forwarded: for=203.0.113.7"]
+            answer = await rig.ask(path, body, method=method, headers=spoof)
+            assert (answer.status, answer.headers["x-kaixu-reason"]) == (403, "address_not_allowed")
+    assert rig.vendor.heads == []
+    rig.authenticated.caller = replace(rig.caller, addresses=(elsewhere, here))
+    rig.vendor.script = answers_ok
+    assert (await rig.ask("/v1/chat/completions", CHAT)).status == 200
 
 
 async def test_a_vendor_that_is_not_there_is_a_502_without_a_row(rig: Rig) -> None:

@@ -106,6 +106,21 @@ def test_a_token_sees_what_it_may_use(directory: ModelDirectory) -> None:
     assert ids(listed(directory, vendor="groq", may_use=may_use)) == ["llama-2"]
 
 
+def test_a_token_sees_what_the_vendors_that_it_may_call_have(directory: ModelDirectory) -> None:
+    def answer(vendor: str | None) -> list[str]:
+        body = directory.list_body(
+            wire=FORMATS["openai"],
+            vendor=vendor,
+            table=TABLE,
+            may_use=lambda _: True,
+            may_call=lambda name: name == "openai",
+        )
+        return ids(json.loads(body))
+
+    assert answer(None) == ["gpt-5", "gpt-5-mini"]
+    assert answer("groq") == []
+
+
 def test_anthropics_list_comes_in_pages_both_ways(directory: ModelDirectory) -> None:
     first = listed(directory, "anthropic")
     assert ids(first) == ["best", *(f"claude-{n}" for n in range(19))]
