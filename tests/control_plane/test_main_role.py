@@ -1,4 +1,4 @@
-"""The control plane's process: what it refuses to start with."""
+"""Which logins to the database the control plane refuses to start with in production."""
 
 import os
 import subprocess
