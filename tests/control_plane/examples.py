@@ -230,6 +230,25 @@ async def _alias(asked: Asked) -> str:
     return name
 
 
+async def _token_kind(_: Asked) -> str:
+    """Who administers a workspace sets limits in it, not those of it."""
+    return "token"
+
+
+async def _subscription(asked: Asked) -> uuid.UUID:
+    """Somebody who is told of alerts."""
+    found: uuid.UUID = await asked.world.owner.fetchval(
+        """
+        INSERT INTO alert_subscriptions (id, org_id, channel, user_id)
+        VALUES ($1, $2, 'email', $3) RETURNING id
+        """,
+        uuid.uuid4(),
+        asked.org,
+        asked.owner_id,
+    )
+    return found
+
+
 async def _alias_body(asked: Asked) -> dict[str, Any]:
     return {"vendor": await _vendor(asked), "model": "m"}
 
@@ -244,6 +263,9 @@ THINGS: Final[Mapping[str, Make]] = {
     "session": _session,
     "vendors/name": _vendor,
     "aliases/name": _alias,
+    "limits/kind": _token_kind,
+    "subject": _token,
+    "subscription": _subscription,
 }
 # Of these, the names of what belongs to a user.
 OWNED: Final = frozenset({"token"})

@@ -61,7 +61,7 @@ ROWS: Final[Mapping[str, str]] = {
     """,
     "alerts": """
         INSERT INTO alerts (id, org_id, kind, subject_kind, subject, period, level, detail)
-        VALUES (of($2, 'alert'), $1, 'limit', 'org', $1::text, '2026-11', 1, '{}')
+        VALUES (of($2, 'alert'), $1, 'limit', 'org', $2, '2026-11', 1, '{}')
     """,
     "alert_deliveries": """
         INSERT INTO alert_deliveries (alert_id, subscription_id, org_id)
