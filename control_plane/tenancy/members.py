@@ -32,6 +32,7 @@ _DISABLE = _QUERIES["disable"]
 _ENABLE = _QUERIES["enable"]
 _REMOVE = _QUERIES["remove"]
 _REMOVE_FROM_WORKSPACES = _QUERIES["remove_from_workspaces"]
+_STAND_FOR_TOKENS = _QUERIES["stand_for_tokens"]
 _REVOKE_TOKENS = _QUERIES["revoke_tokens"]
 
 
@@ -162,6 +163,7 @@ async def _remove(request: ApiRequest, user_id: uuid.UUID, action: str) -> Chang
         if locked.is_last_owner:
             raise _last_owner()
         await connection.execute(_REMOVE_FROM_WORKSPACES, org_id, user_id)
+        await connection.execute(_STAND_FOR_TOKENS)
         await connection.execute(_REVOKE_TOKENS, org_id, user_id)
         xact: str = await connection.fetchval(_REMOVE, org_id, user_id)
         await request.audit(

@@ -58,6 +58,10 @@ RETURNING pg_current_xact_id()::text AS xact
 -- Take a member out of every workspace.
 DELETE FROM workspace_members WHERE org_id = $1 AND user_id = $2
 
+-- name: stand_for_tokens
+-- In the log of changes the member stands for the tokens that end in this transaction.
+SELECT set_config('kaixu.revocation_scope', 'user', true)
+
 -- name: revoke_tokens
 -- End the tokens of a member who leaves: they don't come back with who is invited again.
 UPDATE tokens SET revoked_at = clock_timestamp()

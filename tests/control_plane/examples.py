@@ -199,6 +199,60 @@ async def _new_invitation(asked: Asked) -> dict[str, Any]:
     }
 
 
+async def _vendor(asked: Asked) -> str:
+    """A vendor of the org's, and one of the operator's with the same name."""
+    name = f"v{uuid.uuid4().hex[:12]}"
+    for org in (asked.org, None):
+        await asked.world.owner.execute(
+            """
+            INSERT INTO vendors (org_id, name, kind, base_url, sealed_key, models)
+            VALUES ($1, $2, 'openai', 'https://vendor.example.com/v1', '', ARRAY[$2 || '-*'])
+            """,
+            org,
+            name,
+        )
+    return name
+
+
+async def _alias(asked: Asked) -> str:
+    """An alias of the org's, and one of the operator's with the same name."""
+    name, vendor = f"a{uuid.uuid4().hex[:12]}", await _vendor(asked)
+    owner = asked.world.owner
+    await owner.execute(
+        "INSERT INTO org_aliases (org_id, name, vendor_name, model) VALUES ($1, $2, $3, 'm')",
+        asked.org,
+        name,
+        vendor,
+    )
+    await owner.execute(
+        "INSERT INTO aliases (name, vendor_name, model) VALUES ($1, $2, 'm')", name, vendor
+    )
+    return name
+
+
+async def _token_kind(_: Asked) -> str:
+    """Who administers a workspace sets limits in it, not those of it."""
+    return "token"
+
+
+async def _subscription(asked: Asked) -> uuid.UUID:
+    """Somebody who is told of alerts."""
+    found: uuid.UUID = await asked.world.owner.fetchval(
+        """
+        INSERT INTO alert_subscriptions (id, org_id, channel, user_id)
+        VALUES ($1, $2, 'email', $3) RETURNING id
+        """,
+        uuid.uuid4(),
+        asked.org,
+        asked.owner_id,
+    )
+    return found
+
+
+async def _alias_body(asked: Asked) -> dict[str, Any]:
+    return {"vendor": await _vendor(asked), "model": "m"}
+
+
 # By the name in a path, alone or after the part before it: what makes such a thing, and its id.
 THINGS: Final[Mapping[str, Make]] = {
     "org": _org,
@@ -207,6 +261,11 @@ THINGS: Final[Mapping[str, Make]] = {
     "invitation": _invitation,
     "token": _token,
     "session": _session,
+    "vendors/name": _vendor,
+    "aliases/name": _alias,
+    "limits/kind": _token_kind,
+    "subject": _token,
+    "subscription": _subscription,
 }
 # Of these, the names of what belongs to a user.
 OWNED: Final = frozenset({"token"})
@@ -222,4 +281,5 @@ VALUES: Final[Mapping[str, Make]] = {
 BODIES: Final[Mapping[str, Make]] = {
     "InvitationToken": _invitation_token,
     "NewInvitation": _new_invitation,
+    "AliasBody": _alias_body,
 }

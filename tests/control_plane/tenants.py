@@ -46,6 +46,27 @@ ROWS: Final[Mapping[str, str]] = {
         INSERT INTO vendors (id, org_id, name, kind, base_url, sealed_key)
         VALUES (of($2, 'vendor'), $1, $2, 'openai', 'https://' || $2 || '.example.com', '')
     """,
+    "org_aliases": """
+        INSERT INTO org_aliases (org_id, name, vendor_name, model) VALUES ($1, $2, $2, $2)
+    """,
+    "retired_digests": """
+        INSERT INTO retired_digests (digest, token_id, org_id, until)
+        VALUES (
+            sha256(convert_to($2 || 'old', 'UTF8')), of($2, 'token'), $1, now() + interval '1 day'
+        )
+    """,
+    "alert_subscriptions": """
+        INSERT INTO alert_subscriptions (id, org_id, channel, user_id)
+        VALUES (of($2, 'subscription'), $1, 'email', of($2, 'user'))
+    """,
+    "alerts": """
+        INSERT INTO alerts (id, org_id, kind, subject_kind, subject, period, level, detail)
+        VALUES (of($2, 'alert'), $1, 'limit', 'org', $2, '2026-11', 1, '{}')
+    """,
+    "alert_deliveries": """
+        INSERT INTO alert_deliveries (alert_id, subscription_id, org_id)
+        VALUES (of($2, 'alert'), of($2, 'subscription'), $1)
+    """,
     "usage_events": """
         INSERT INTO usage_events (
             id, ordinal, call_id, time, month, org_id, workspace_id, user_id, token_id, vendor,
@@ -129,18 +150,24 @@ async def make_accounts(owner: asyncpg.Connection, *tenants: Tenant) -> None:
 
 
 async def make_tenant(owner: asyncpg.Connection, tenant: Tenant) -> None:
-    """Insert an org with a row in every table."""
+    """Insert an org with a row in every table that this schema has."""
     await owner.execute(_OF)
-    for statement in ROWS.values():
-        await owner.execute(statement, tenant.org, tenant.mark)
+    tables = set(await isolated_tables(owner))
+    for table, statement in ROWS.items():
+        if table in tables:
+            await owner.execute(statement, tenant.org, tenant.mark)
 
 
 async def isolated_tables(owner: asyncpg.Connection) -> list[str]:
-    """Return the tables that are under row security, partitions left out."""
+    """Return the tables that are under row security and tell of one org, partitions left out."""
     rows = await owner.fetch(
         """
         SELECT relname AS name FROM pg_class
         WHERE relnamespace = 'public'::regnamespace AND relforcerowsecurity AND NOT relispartition
+            AND (relname IN ('orgs', 'allowances') OR EXISTS (
+                SELECT FROM pg_attribute
+                WHERE attrelid = pg_class.oid AND attname = 'org_id' AND NOT attisdropped
+            ))
         ORDER BY relname
         """
     )

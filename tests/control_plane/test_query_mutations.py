@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
+from ipaddress import IPv4Network
 from typing import Any, Final
 
 import asyncpg
@@ -187,6 +188,8 @@ def argument(kind: str, place: str, tenant: Tenant) -> Any:  # noqa: PLR0911, PL
             return datetime(2026, 11, 2, tzinfo=UTC)
         case "date":
             return datetime(2026, 11, 1, tzinfo=UTC).date()
+        case "cidr[]":
+            return [IPv4Network("192.0.2.0/24")]
         case "json" | "jsonb":
             return "{}"
         case _:

@@ -21,8 +21,8 @@ from tests.control_plane.conftest import People
 HAVE_NO_ORG = {
     "accounts", "aliases", "blocks", "change_head", "change_log", "confirmations",
     "idempotency_keys", "ledger_head", "ledger_rejected", "mailed_links", "metered_objects",
-    "permits_held", "permits_used", "recovery_codes", "schema_migrations", "sessions", "throttle",
-    "vault_keys", "workers",
+    "permits_held", "permits_used", "recovery_codes", "retention", "schema_migrations",
+    "sessions", "signups", "throttle", "vault_keys", "workers",
 }  # fmt: skip
 PLAIN_OWNER = "kaixu_plain_owner_test"
 
