@@ -81,6 +81,7 @@ GATEWAY_SETTINGS: Final = (
     "KAIXU_CONNECTIONS_PER_WORKER",
     "KAIXU_CORS_ORIGINS",
     "KAIXU_DRAIN_TIMEOUT",
+    "KAIXU_ENV",
     "KAIXU_FIRST_BYTE",
     "KAIXU_HOSTS",
     "KAIXU_IDLE",
@@ -90,6 +91,7 @@ GATEWAY_SETTINGS: Final = (
     "KAIXU_OFFLINE_STREAM_GRACE",
     "KAIXU_OPS_HOST",
     "KAIXU_STREAM_TOTAL",
+    "KAIXU_TRUSTED_PROXIES",
     "KAIXU_VENDOR_HOSTS",
 )
 
@@ -194,16 +196,16 @@ class _Up:
                 planes.append(self._control_plane(control_login, secrets))
                 self._processes.append(planes[1])
                 opened.push_async_callback(planes[1].stop, seconds_max=CONTROL_STOP_SECONDS)
-                said, first_owner = await _ready(planes, self._first_owner(url, secrets))
+                first_owner = self._first_owner(url, secrets)
+                said, owner_made = await self._ready(planes, first_owner)
             else:
                 self._note(
                     "The control plane does not run here: the key of its secrets is another "
                     "machine's. Name that in KAIXU_CONTROL_KEY_FILE, and JWT_SECRET_FILE."
                 )
-                said, first_owner = await _ready(planes, None)
+                said, owner_made = await self._ready(planes, None)
             facts = said[0]
             admin_url = said[1]["admin_url"] if len(said) > 1 else None
-            self._port = urlsplit(facts["gateway_url"]).port or self._port
             self._ops_port = urlsplit(facts["ops_url"]).port or self._ops_port
             if admin_url is not None:
                 self._admin_port = urlsplit(admin_url).port or self._admin_port
@@ -219,11 +221,39 @@ class _Up:
                     supervisor_pid=facts["supervisor_pid"],
                     simulator_tally=None if tally is None else str(tally),
                     token=token,
-                    owner=first_owner,
+                    owner=owner_made,
                     simulated=tuple(row["name"] for row in vendors if row["is_simulator"]),
                 )
             )
             await self._keep(planes, simulator, postgres, url)
+
+    async def _ready(
+        self,
+        planes: Sequence[KeptProcess],
+        first_owner: Coroutine[Any, Any, FirstOwner | None] | None,
+    ) -> tuple[list[dict[str, Any]], FirstOwner | None]:
+        """Start the planes; return what they say, and the first owner, made meanwhile.
+
+        At once, unless the gateway takes any free port, which the control plane has to know of.
+        Raises ControlError, OSError: the first, whichever that is.
+        """
+        knows_port = self._port != 0
+
+        async def start_gateway(gateway: KeptProcess) -> dict[str, Any]:
+            facts = await gateway.start()
+            self._port = urlsplit(facts["gateway_url"]).port or self._port
+            return facts
+
+        try:
+            async with asyncio.TaskGroup() as group:
+                made = None if first_owner is None else group.create_task(first_owner)
+                said = [group.create_task(start_gateway(planes[0]))]
+                if not knows_port:
+                    await asyncio.wait(said)
+                said += [group.create_task(plane.start()) for plane in planes[1:]]
+        except* (ControlError, OSError) as failed:
+            raise failed.exceptions[0] from failed
+        return [one.result() for one in said], None if made is None else made.result()
 
     async def _keep(
         self,
@@ -429,6 +459,7 @@ class _Up:
                 secrets,
                 database_url=database_url,
                 port=self._admin_port,
+                gateway_url=f"http://{_dialled(self._options.host)}:{self._port}",
                 is_embedded=self._place.is_embedded,
             )
 
@@ -441,20 +472,10 @@ class _Up:
         )
 
 
-async def _ready(
-    planes: Sequence[KeptProcess], first_owner: Coroutine[Any, Any, FirstOwner | None] | None
-) -> tuple[list[dict[str, Any]], FirstOwner | None]:
-    """Start the planes at once; return what they say, and the first owner, made meanwhile.
-
-    Raises ControlError, OSError: the first, whichever that is.
-    """
-    try:
-        async with asyncio.TaskGroup() as group:
-            said = [group.create_task(plane.start()) for plane in planes]
-            made = None if first_owner is None else group.create_task(first_owner)
-    except* (ControlError, OSError) as failed:
-        raise failed.exceptions[0] from failed
-    return [one.result() for one in said], None if made is None else made.result()
+def _dialled(host: str) -> str:
+    """Return the host that what is bound to one is reached by from here, as URLs have it."""
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - it is not bound
+    return f"[{host}]" if ":" in host else host
 
 
 def _drain_seconds(text: str) -> float:

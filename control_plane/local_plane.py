@@ -26,6 +26,8 @@ SETTINGS: Final = (
     "KAIXU_ADMIN_ORIGINS",
     "KAIXU_ENV",
     "KAIXU_MAIL_FROM",
+    "KAIXU_ORG_VENDOR_ORIGINS",
+    "KAIXU_PRIVATE_WEBHOOKS",
     "KAIXU_PUBLIC_URL",
     "KAIXU_SIGNUP",
     "KAIXU_TRUSTED_PROXIES",
@@ -99,6 +101,7 @@ def control_environment(
     *,
     database_url: str,
     port: int,
+    gateway_url: str,
     is_embedded: bool,
 ) -> dict[str, str]:
     """Return the environment of the control plane's process, and nothing beyond what it needs."""
@@ -108,5 +111,6 @@ def control_environment(
         **found,
         "KAIXU_CONTROL_DATABASE_URL": database_url,
         "KAIXU_ADMIN_PORT": str(port),
+        "KAIXU_GATEWAY_URL": environment.get("KAIXU_GATEWAY_URL") or gateway_url,
         "KAIXU_DATABASE_EMBEDDED": "1" if is_embedded else "0",
     }

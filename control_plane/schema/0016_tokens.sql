@@ -138,12 +138,16 @@ EXECUTE FUNCTION token_life_lowered();
 
 -- Every token of every org, one change for each org.
 CREATE FUNCTION revoke_every_token() RETURNS bigint
-LANGUAGE sql SECURITY DEFINER
-SET search_path = public, pg_temp SET kaixu.revocation_scope = 'org' AS $$
-    WITH ended AS (
-        UPDATE tokens SET revoked_at = clock_timestamp() WHERE revoked_at IS NULL RETURNING id
-    )
-    SELECT count(*) FROM ended;
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp AS $$
+DECLARE
+    ended bigint;
+BEGIN
+    PERFORM set_config('kaixu.revocation_scope', 'org', true);
+    UPDATE tokens SET revoked_at = clock_timestamp() WHERE revoked_at IS NULL;
+    GET DIAGNOSTICS ended = ROW_COUNT;
+    PERFORM set_config('kaixu.revocation_scope', '', true);
+    RETURN ended;
+END
 $$;
 
 -- What whoever holds a secret may do with it: end it. One that was replaced ends alone: who found it

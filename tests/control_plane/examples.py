@@ -60,7 +60,8 @@ async def example_of(route: Route, asked: Asked) -> Example:
     for part in route.path.split("/"):
         if part.startswith("{") and part.endswith("}"):
             name = part[1:-1]
-            make = THINGS.get(f"{before}/{name}") or THINGS.get(name)
+            named = (f"{route.method} {name}", f"{before}/{name}", name)
+            make = next((THINGS[key] for key in named if key in THINGS), None)
             if make is None:
                 raise NoExample(
                     f"{route}: there is no example of {part}: add '{before}/{name}' to THINGS in "
@@ -235,6 +236,11 @@ async def _token_kind(_: Asked) -> str:
     return "token"
 
 
+async def _workspace_kind(_: Asked) -> str:
+    """Who is in a workspace sees its limits; to see a token's takes seeing the token."""
+    return "workspace"
+
+
 async def _subscription(asked: Asked) -> uuid.UUID:
     """Somebody who is told of alerts."""
     found: uuid.UUID = await asked.world.owner.fetchval(
@@ -253,7 +259,8 @@ async def _alias_body(asked: Asked) -> dict[str, Any]:
     return {"vendor": await _vendor(asked), "model": "m"}
 
 
-# By the name in a path, alone or after the part before it: what makes such a thing, and its id.
+# By the name in a path, alone, after the part before it, or with a method: what makes such a thing,
+# and its id.
 THINGS: Final[Mapping[str, Make]] = {
     "org": _org,
     "workspace": _workspace,
@@ -263,7 +270,9 @@ THINGS: Final[Mapping[str, Make]] = {
     "session": _session,
     "vendors/name": _vendor,
     "aliases/name": _alias,
+    "GET kind": _workspace_kind,
     "limits/kind": _token_kind,
+    "GET subject": _workspace,
     "subject": _token,
     "subscription": _subscription,
 }

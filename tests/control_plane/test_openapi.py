@@ -152,7 +152,15 @@ async def test_no_request_brings_about_what_the_document_does_not_tell(
     world = await make_world(owner, people)
     boss = world.who["org owner"]
     await owner.execute("UPDATE accounts SET is_operator = true WHERE id = $1", boss.account_id)
-    ids, options = {}, []
+    # It would sign itself out, or forget itself: an id in a path can be "current".
+    ids, ending = (
+        {},
+        {
+            route
+            for route in ROUTES
+            if route.method == "DELETE" and (not route.names or "session" in route.names)
+        },
+    )
     if are_there:
         invitation, _ = await world.invitation(world.org)
         ids = {
@@ -163,7 +171,8 @@ async def test_no_request_brings_about_what_the_document_does_not_tell(
         }
         for route in ROUTES:
             if route.method == "DELETE" or route.path.rpartition("/")[2] in ENDS:
-                options += ["--exclude-name", f"{route.method} {route.path}"]
+                ending.add(route)
+    options = [option for route in ending for option in ("--exclude-name", str(route))]
     with tempfile.TemporaryDirectory(prefix="kaixu-schemathesis-") as folder:
         await schemathesis(
             node, Path(folder), *options, ids=ids, examples=examples, token=boss.token
