@@ -22,7 +22,7 @@ from tests.faults.table import FAULTS, LEFT_OUT
 from tests.faults.trial import Fault, Trial
 from tests.faults.world import Settings, World
 
-LONG: Final = ("outage-5m",)  # run only when they are named
+LONG: Final = ("outage-5m", "revocations-1000")  # run only when they are named
 RUNS: Final = 3
 SEEDS: Final = 2**31
 
@@ -61,6 +61,7 @@ def told(result: Result) -> str:
         f"{result.rows} rows, {result.interrupted} interrupted, recovered in "
         f"{result.recovery_seconds:.1f} s"
     )
+    line = "\n".join([line, *(f"  {note}" for note in result.notes)])
     if not result.failed:
         return line
     return "\n".join([line, f"  FAILED: {result.faulty}", *map(str, result.explained),

@@ -5,7 +5,7 @@ import random
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Any, Final
 
 from tests.faults.machine import Machine
 from tests.faults.world import Token
@@ -58,6 +58,7 @@ class Load:
     chance: random.Random
     models: Sequence[str] = CALM_MODELS
     leave_share: float = LEAVE_SHARE
+    callers: int = CALLERS
     url: Callable[[], str] | None = None  # of what stands in front of all machines
     stopped: bool = False
     sent: list[Sent] = field(default_factory=list)
@@ -65,7 +66,7 @@ class Load:
     async def run(self) -> None:
         """Call until stopped; returns when all calls have ended."""
         async with asyncio.TaskGroup() as tasks:
-            for _ in range(CALLERS):
+            for _ in range(self.callers):
                 tasks.create_task(self._caller(random.Random(self.chance.random())))
 
     async def _caller(self, chance: random.Random) -> None:
@@ -142,6 +143,11 @@ class Watched:
     committed_at: float | None = None  # of its revocation, Unix seconds
     is_cut_off: bool = False  # its machine could not hear of it
     receipt_seconds: float = 0.0
+
+    def note(self, receipt: dict[str, Any]) -> None:
+        """Take the revocation's receipt down."""
+        self.committed_at = receipt["committed_at"].timestamp()
+        self.receipt_seconds = receipt["took_ms"] / 1000
 
     @property
     def held_seconds(self) -> float | None:

@@ -36,6 +36,8 @@ class Result:
     explained: list[str] = field(default_factory=list)
     revocations: list[float] = field(default_factory=list)  # seconds, of live workers
     cut_off: list[float] = field(default_factory=list)  # the same, of workers cut off
+    receipts: list[float] = field(default_factory=list)  # seconds
+    notes: list[str] = field(default_factory=list)  # figures of this fault's own
     recovery_seconds: float = 0.0
     settle_seconds: float = 0.0
 

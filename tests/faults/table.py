@@ -11,6 +11,7 @@ import psutil
 
 from gateway.metering.journal_lines import OPEN, make_line
 from tests.faults.balancer import Balancer
+from tests.faults.revocations import FEW, PROMISED, revocations
 from tests.faults.trial import Fault, Trial
 from tests.faults.world import Settings, World
 
@@ -384,6 +385,14 @@ FAULTS: Final = MappingProxyType(
             Fault(
                 name="clients-leave", what="clients hang up", make=clients_leave,
                 leave_share=0.8, models=("sim-slow-8x10", "sim-slow-20x15"), quick=True,
+            ),
+            Fault(
+                name="revocations", what="60 tokens with streams revoked, then one machine cut off",
+                make=revocations(60, bounds=FEW), callers=4, revocation_seconds_max=2.0,
+            ),
+            Fault(
+                name="revocations-1000", what="the same of 1,000",
+                make=revocations(1_000, bounds=PROMISED), callers=4, revocation_seconds_max=2.0,
             ),
             Fault(name="rolling-restart", what="SIGTERM, one by one", make=rolling_restart),
             Fault(

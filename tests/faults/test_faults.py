@@ -11,7 +11,7 @@ from tests.faults.world import World
 
 pytestmark = pytest.mark.journey
 
-SHORT = ("kill-machine", "disk-full")
+SHORT = ("kill-machine", "disk-full", "revocations")
 SEED = 4
 
 
