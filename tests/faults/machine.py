@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
+from urllib.parse import urlsplit
 from uuid import UUID
 
 import psutil
@@ -42,7 +43,7 @@ class Machine:
     kills: list[Span] = field(default_factory=list)
     disk_is_small: bool = False
     url: str = ""
-    _ops_url: str = ""
+    ops_url: str = ""
     _process: "subprocess.Popen[str] | None" = None
 
     @property
@@ -90,7 +91,13 @@ class Machine:
                 start_new_session=True,
             )
         facts = json.loads(first_line(self._process, seconds=READY_SECONDS_MAX))
-        self.url, self._ops_url = facts["gateway_url"], facts["ops_url"]
+        self.url, self.ops_url = facts["gateway_url"], facts["ops_url"]
+
+    def keep_ports(self) -> None:
+        """Have it listen on the ports that it has now when it is started again."""
+        ports = {"KAIXU_PORT": self.url, "KAIXU_OPS_PORT": self.ops_url}
+        told = {name: str(urlsplit(url).port) for name, url in ports.items()}
+        self.environment = {**self.environment, **told}
 
     async def terminate(self) -> int:
         """Send SIGTERM to the supervisor; return the exit code once it has drained."""
@@ -119,9 +126,9 @@ class Machine:
 
     async def readiness(self) -> dict[str, Any] | None:
         """Return what /readyz says, or None where nobody answers."""
-        if not self._ops_url:
+        if not self.ops_url:
             return None
-        answer = await fetch(f"{self._ops_url}/readyz", method="GET", seconds=ANSWER_SECONDS_MAX)
+        answer = await fetch(f"{self.ops_url}/readyz", method="GET", seconds=ANSWER_SECONDS_MAX)
         if answer.broke:
             return None
         told: dict[str, Any] = answer.json()

@@ -10,8 +10,8 @@ from typing import Final
 import psutil
 
 from gateway.metering.journal_lines import OPEN, make_line
-from tests.faults.balancer import Balancer
 from tests.faults.revocations import FEW, PROMISED, revocations
+from tests.faults.rolling_restart import rolling_restart
 from tests.faults.trial import Fault, Trial
 from tests.faults.world import Settings, World
 
@@ -295,30 +295,6 @@ async def vendor_fails(trial: Trial) -> None:
 async def clients_leave(trial: Trial) -> None:
     """Let nearly every client leave at some moment."""
     await trial.last(1.0, 2.0)
-
-
-# ------------------------------------------------------------------------------------------- drain
-
-
-async def rolling_restart(trial: Trial) -> None:
-    """Restart one machine after the other by SIGTERM, behind a balancer that follows /readyz."""
-    async with Balancer(trial.world.machines).listening() as balancer:
-        trial.load.url = lambda: balancer.url
-        await trial.last(0.2, 0.5)
-        began = time.time()
-        for machine in trial.world.machines:
-            code = await machine.terminate()
-            trial.verdict.blame("other", code != 0, f"SIGTERM: exit code {code}")
-            await machine.start()
-            await trial.last(0.3, 0.6)
-        ended = time.time()
-        trial.load.url = None
-        through = [one for one in trial.load.sent if began <= one.began <= ended]
-        while not all(one.ended for one in through):  # noqa: ASYNC110 - clients set it
-            await asyncio.sleep(0.05)
-    for one in through:
-        failed = one.answer is not None and not one.is_whole and one.status != 429
-        trial.verdict.blame("other", failed, f"failed in a rolling restart: {one}")
 
 
 FAULTS: Final = MappingProxyType(
