@@ -56,6 +56,7 @@ from gateway.proxy.route_loader import RouteLoader
 from gateway.proxy.stored_owners import StoredOwners
 from gateway.proxy.upstream import Origin, UpstreamPool, make_dial
 from gateway.proxy.vendor_credentials import TokenKeeper
+from gateway.schema import SchemaTooOld, check_schema
 from gateway.settings import Settings
 from gateway.sql import DATABASE_FAULTS
 from gateway.vendors.vault import Vault
@@ -577,11 +578,20 @@ async def _open_pool(settings: Settings, context: WorkerContext) -> asyncpg.Pool
 
 
 async def _connect_feed(settings: Settings, context: WorkerContext) -> asyncpg.Connection:
-    return await asyncpg.connect(
+    """Return the feed's connection. Without it there is no lease, and so no call."""
+    connection = await asyncpg.connect(
         settings.feed_database_url,
         timeout=CONNECT_SECONDS_MAX,
         server_settings=_session(settings, context, "feed"),
     )
+    try:
+        await check_schema(connection)
+    except BaseException as error:
+        connection.terminate()
+        if isinstance(error, SchemaTooOld):
+            raise FeedLost(str(error)) from error
+        raise
+    return connection
 
 
 def _session(settings: Settings, context: WorkerContext, use: str) -> dict[str, str]:
