@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -42,6 +43,7 @@ class Machine:
     feed: ChaosProxy
     kills: list[Span] = field(default_factory=list)
     disk_is_small: bool = False
+    code: Path | None = None  # where another release is that it is to run
     url: str = ""
     ops_url: str = ""
     _process: "subprocess.Popen[str] | None" = None
@@ -77,8 +79,23 @@ class Machine:
         """Start the processes; return once they are ready."""
         await asyncio.to_thread(self._start)
 
+    def code_found(self) -> Path:
+        """Return where a process that is started as the machine's are finds its code."""
+        command = [sys.executable, "-P", "-c", "import gateway; print(gateway.__file__)"]
+        done = subprocess.run(
+            command, capture_output=True, text=True, env=self._environment, cwd=self.folder,
+            timeout=READY_SECONDS_MAX, check=True,
+        )  # fmt: skip
+        return Path(done.stdout.strip()).parents[1]
+
+    @property
+    def _environment(self) -> dict[str, str]:
+        more = {**self.environment, "KAIXU_JOURNAL_DIR": str(self.journal)}
+        if self.code is not None:
+            more["PYTHONPATH"] = str(self.code)  # goes before what is installed
+        return clean_environment(self.folder, more)
+
     def _start(self) -> None:
-        environment = {**self.environment, "KAIXU_JOURNAL_DIR": str(self.journal)}
         with self.log.open("a") as errors:
             self._process = subprocess.Popen(
                 [str(KAIXU), "gateway"],
@@ -86,7 +103,7 @@ class Machine:
                 stdout=subprocess.PIPE,
                 stderr=errors,
                 text=True,
-                env=clean_environment(self.folder, environment),
+                env=self._environment,
                 cwd=self.folder,
                 start_new_session=True,
             )

@@ -12,6 +12,7 @@ import psutil
 from gateway.metering.journal_lines import OPEN, make_line
 from tests.faults.revocations import FEW, PROMISED, revocations
 from tests.faults.rolling_restart import rolling_restart
+from tests.faults.skew import no_history, version_skew
 from tests.faults.trial import Fault, Trial
 from tests.faults.world import Settings, World
 
@@ -371,6 +372,10 @@ FAULTS: Final = MappingProxyType(
                 make=revocations(1_000, bounds=PROMISED), callers=4, revocation_seconds_max=2.0,
             ),
             Fault(name="rolling-restart", what="SIGTERM, one by one", make=rolling_restart),
+            Fault(
+                name="version-skew", what="the release before, beside this one and back",
+                make=version_skew, needs=no_history,
+            ),
             Fault(
                 name="outage-5m", what="PostgreSQL away for five minutes", make=postgres_outage,
                 settings=Settings(lease_seconds=15.0, grace_seconds=284.0),
