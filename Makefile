@@ -3,7 +3,7 @@
 
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help run test fuzz faults faults-check skew bench check format install lock clean
+.PHONY: help run test fuzz faults faults-check skew soak bench check format install lock clean
 MAKEFLAGS += --no-print-directory
 
 ARGS ?=
@@ -37,6 +37,9 @@ faults-check: .venv/dev.stamp  ## Run five of the recorded faults again
 
 skew: .venv/dev.stamp  ## Run the release before beside this one: KAIXU_SKEW_FROM=COMMIT make skew
 	@$(BIN)/python -m tests.faults --fault version-skew $(ARGS)
+
+soak: .venv/dev.stamp  ## Half an hour of mixed load: memory stays flat; make soak ARGS="--minutes 5"
+	@$(BIN)/python -m tests.faults.soak $(ARGS)
 
 check: .venv/dev.stamp  ## Formatting, lint, types, and the direction of imports
 	$(BIN)/ruff format --check

@@ -127,7 +127,7 @@ class Machine:
     def destroy(self) -> None:
         """Leave no process behind."""
         if self._process is not None:
-            for process in self._family():
+            for process in self.processes():
                 with contextlib.suppress(psutil.Error):
                     process.kill()
             self._process.wait(END_SECONDS_MAX)
@@ -190,7 +190,7 @@ class Machine:
 
     def kill_all(self) -> None:
         """Kill the supervisor and all workers at once."""
-        family = self._family()
+        family = self.processes()
         began = time.time()
         for process in family:
             with contextlib.suppress(psutil.NoSuchProcess):
@@ -203,7 +203,7 @@ class Machine:
 
     def kill_supervisor(self) -> list[psutil.Process]:
         """Kill the supervisor alone; return its workers, which drain."""
-        workers = [process for process in self._family() if process.pid != self._running.pid]
+        workers = [process for process in self.processes() if process.pid != self._running.pid]
         self._running.kill()
         self._running.wait(KILL_SECONDS_MAX)
         self._forget()
@@ -214,7 +214,8 @@ class Machine:
         assert self._process is not None, "it was started"
         return self._process
 
-    def _family(self) -> list[psutil.Process]:
+    def processes(self) -> list[psutil.Process]:
+        """Return supervisor and workers, as far as they run."""
         try:
             supervisor = psutil.Process(self._running.pid)
             return [supervisor, *supervisor.children(recursive=True)]
