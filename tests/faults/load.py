@@ -61,16 +61,32 @@ class Load:
     callers: int = CALLERS
     url: Callable[[], str] | None = None  # of what stands in front of all machines
     stopped: bool = False
+    _going: asyncio.Event = field(default_factory=asyncio.Event)
+    _quiet: asyncio.Event = field(default_factory=asyncio.Event)
+    _calling: int = 0
     sent: list[Sent] = field(default_factory=list)
 
     async def run(self) -> None:
         """Call until stopped; returns when all calls have ended."""
+        self.resume()
         async with asyncio.TaskGroup() as tasks:
             for _ in range(self.callers):
                 tasks.create_task(self._caller(random.Random(self.chance.random())))
 
+    async def pause(self) -> None:
+        """Have the callers begin no more calls; return once those that are open have ended."""
+        self._going.clear()
+        await self._quiet.wait()
+
+    def resume(self) -> None:
+        """Have them go on."""
+        self._going.set()
+
     async def _caller(self, chance: random.Random) -> None:
         while not self.stopped:
+            await self._going.wait()
+            self._calling += 1
+            self._quiet.clear()
             sent = await self.one(
                 machine=chance.choice(self.machines),
                 token=chance.choice(self.tokens),
@@ -84,6 +100,9 @@ class Load:
                     else None
                 ),
             )
+            self._calling -= 1
+            if not self._calling:
+                self._quiet.set()
             refused = sent.answer is not None and not sent.status
             pause = NOBODY_SECONDS if refused else chance.uniform(0, PAUSE_SECONDS_MAX)
             await asyncio.sleep(REFUSED_SECONDS if sent.status == 503 else pause)

@@ -42,6 +42,7 @@ class Machine:
     pool: ChaosProxy
     feed: ChaosProxy
     kills: list[Span] = field(default_factory=list)
+    killed: int = 0  # processes, by SIGKILL
     disk_is_small: bool = False
     code: Path | None = None  # where another release is that it is to run
     url: str = ""
@@ -186,6 +187,7 @@ class Machine:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         self._wait_gone(pids)
+        self.killed += len(pids)
         self.kills.append((began, time.time()))
 
     def kill_all(self) -> None:
@@ -197,6 +199,7 @@ class Machine:
                 process.kill()
         _, alive = psutil.wait_procs(family, timeout=KILL_SECONDS_MAX)
         assert not alive
+        self.killed += len(family)
         self.kills.append((began, time.time()))
         self._running.wait(KILL_SECONDS_MAX)
         self._forget()
@@ -206,6 +209,7 @@ class Machine:
         workers = [process for process in self.processes() if process.pid != self._running.pid]
         self._running.kill()
         self._running.wait(KILL_SECONDS_MAX)
+        self.killed += 1
         self._forget()
         return workers
 
@@ -245,6 +249,11 @@ class Machine:
         """Return the newest segment of each journal."""
         newest = (max(folder.glob("*.seg"), default=None) for folder in self.journal.iterdir())
         return [path for path in newest if path is not None]
+
+
+def gone(processes: list[psutil.Process], seconds: float) -> bool:
+    """Whether all of them end in time. Blocking."""
+    return not psutil.wait_procs(processes, timeout=seconds)[1]
 
 
 def _runs(pid: int) -> bool:

@@ -7,9 +7,9 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Final
 
-import psutil
-
 from gateway.metering.journal_lines import OPEN, make_line
+from tests.faults.kill_loop import kill_loop
+from tests.faults.machine import gone
 from tests.faults.revocations import FEW, PROMISED, revocations
 from tests.faults.rolling_restart import rolling_restart
 from tests.faults.skew import no_history, version_skew
@@ -51,12 +51,8 @@ async def kill_supervisor(trial: Trial) -> None:
     workers = await asyncio.to_thread(machine.kill_supervisor)
     await trial.last(0, 0.5)
     await machine.start()
-    ended = await asyncio.to_thread(_gone, workers, trial.world.settings.drain_seconds)
+    ended = await asyncio.to_thread(gone, workers, trial.world.settings.drain_seconds)
     trial.verdict.blame("other", not ended, "workers outlive their supervisor and their drain")
-
-
-def _gone(processes: list[psutil.Process], seconds: float) -> bool:
-    return not psutil.wait_procs(processes, timeout=seconds)[1]
 
 
 async def kill_recovery(trial: Trial) -> None:
@@ -315,6 +311,10 @@ FAULTS: Final = MappingProxyType(
             Fault(
                 name="kill-cut-off", what="kill -9 of a machine that is cut off",
                 make=kill_cut_off, quick=True,
+            ),
+            Fault(
+                name="kill-loop", what="kill -9 again and again, half of it at rest",
+                make=kill_loop,
             ),
             Fault(name="kill-everything", what="kill -9 of all there is", make=kill_everything),
             Fault(name="torn-line", what="torn last line", make=torn_line, quick=True),

@@ -82,6 +82,7 @@ class Trial:
     verdict: Verdict = field(default_factory=Verdict)
     watched: list[Watched] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    killed_at_rest: int = 0
 
     @classmethod
     async def run(cls, world: World, fault: Fault, seed: int) -> Result:
@@ -105,7 +106,7 @@ class Trial:
             leave_share=fault.leave_share,
             callers=fault.callers,
         )
-        kills_before = len(self.world.kills)
+        kills_before, killed_before = len(self.world.kills), self.world.killed
         async with asyncio.TaskGroup() as self._tasks:
             loading = self._tasks.create_task(self.load.run())
             await asyncio.sleep(chance.uniform(*LEAD_SECONDS))
@@ -134,6 +135,8 @@ class Trial:
             rows=verdict.rows,
             interrupted=verdict.interrupted,
             kills=len(self.world.kills) - kills_before,
+            killed=self.world.killed - killed_before,
+            killed_at_rest=self.killed_at_rest,
             faulty=verdict.faulty,
             explained=verdict.explained,
             revocations=self._held(is_cut_off=False),

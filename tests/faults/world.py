@@ -286,3 +286,8 @@ class World:
     def kills(self) -> list[tuple[float, float]]:
         """From when to when gateway processes were killed, Unix seconds."""
         return [span for machine in self.machines for span in machine.kills]
+
+    @property
+    def killed(self) -> int:
+        """How many gateway processes were killed."""
+        return sum(machine.killed for machine in self.machines)
