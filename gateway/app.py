@@ -139,6 +139,7 @@ class Worker:
                 on_away=lambda cause: log.warning("ledger away", cause=cause),
                 on_recovered=self._on_recovered,
                 on_housekeeping=self._on_housekeeping,
+                on_lost=self._on_ledger_lost,
             ),
         )
         self._allowance_store = AllowanceStore(pool)
@@ -183,6 +184,8 @@ class Worker:
             vendors_loaded=lambda: self._routes.loaded_generation,
             on_stale_streams=self._on_stale_streams,
             unshipped_since=self._journal.unshipped_since,
+            ledger_place=lambda: self._ledger.place,
+            on_ledger_lost=self._ledger.start_over,
             on_lag=self._metrics.revocation_held,
             on_heartbeat=self._on_heartbeat,
             on_lost=lambda problem: log.warning("feed lost", problem=problem),
@@ -450,7 +453,7 @@ class Worker:
         self._log.warning("feed reset")
         for token_id in await self._tokens.find_ended(self._live.token_ids()):
             self._live.cut("token", token_id)
-        self._journal.reship()
+        self._ledger.start_over()
 
     def _on_stale_streams(self) -> None:
         cut = self._live.cut_all(DatabaseAway)
@@ -485,6 +488,10 @@ class Worker:
             blocks=len(findings.used),
             damaged=findings.damaged,
         )
+
+    def _on_ledger_lost(self) -> None:
+        self._log.warning("rows shipped again", problem="the database may have lost some")
+        self._journal.reship()
 
     def _on_housekeeping(self, found: Housekeeping) -> None:
         if found.strays or found.rejected:
