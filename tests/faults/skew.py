@@ -15,6 +15,8 @@ from tests.faults.world import World
 
 BOTH_SECONDS: Final = (0.5, 1.0)  # of load on each pair of releases
 COMMAND_SECONDS_MAX: Final = 60.0
+COMMITS_MAX: Final = 50  # are looked at
+SCHEMA: Final = "control_plane/schema"
 
 # A commit to take instead of the one before the last change to what runs.
 FROM: Final = "KAIXU_SKEW_FROM"
@@ -36,10 +38,21 @@ def _git(*arguments: str, to: Path | None = None) -> str | None:
 
 
 def commit_before() -> str | None:
-    """Return the commit before the last that changed what runs, or None without a history."""
-    named = os.environ.get(FROM)
-    last = named or _git("log", "-1", "--format=%H", "--", *CODE)
-    return last and _git("rev-parse", "--verify", "--quiet", f"{last}{'' if named else '~1'}")
+    """Return the newest commit before the last that changed what runs, or None without a history.
+
+    One whose schema was changed since, and not only added to, was never to be run beside this one.
+    """
+    if named := os.environ.get(FROM):
+        return _git("rev-parse", "--verify", "--quiet", named)
+    last = _git("log", "-1", "--first-parent", "--format=%H", "--", *CODE)
+    before = last and _git("log", f"-{COMMITS_MAX}", "--first-parent", "--format=%H", f"{last}~1")
+    for commit in (before or "").split():
+        changed = _git(
+            "diff", "--name-only", "--no-renames", "--diff-filter=DM", commit, "--", SCHEMA
+        )
+        if changed == "":
+            return commit
+    return None
 
 
 def no_history(_: World | None = None) -> str:
