@@ -3,7 +3,7 @@
 
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help run test fuzz faults faults-check bench check format install lock clean
+.PHONY: help run test fuzz faults faults-check skew soak bench check format install lock clean
 MAKEFLAGS += --no-print-directory
 
 ARGS ?=
@@ -34,6 +34,12 @@ faults: .venv/dev.stamp  ## Break the product in every way: make faults ARGS="--
 
 faults-check: .venv/dev.stamp  ## Run five of the recorded faults again
 	@$(BIN)/python -m tests.faults --check 5
+
+skew: .venv/dev.stamp  ## Run the release before beside this one: KAIXU_SKEW_FROM=COMMIT make skew
+	@$(BIN)/python -m tests.faults --fault version-skew $(ARGS)
+
+soak: .venv/dev.stamp  ## Half an hour of mixed load: memory stays flat; make soak ARGS="--minutes 5"
+	@$(BIN)/python -m tests.faults.soak $(ARGS)
 
 check: .venv/dev.stamp  ## Formatting, lint, types, and the direction of imports
 	$(BIN)/ruff format --check

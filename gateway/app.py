@@ -58,6 +58,7 @@ from gateway.proxy.route_loader import RouteLoader
 from gateway.proxy.stored_owners import StoredOwners
 from gateway.proxy.upstream import Origin, UpstreamPool, make_dial
 from gateway.proxy.vendor_credentials import TokenKeeper
+from gateway.schema import SchemaTooOld, check_schema
 from gateway.settings import Settings
 from gateway.sql import DATABASE_FAULTS
 from gateway.vendors.vault import Vault
@@ -140,6 +141,7 @@ class Worker:
                 on_away=lambda cause: log.warning("ledger away", cause=cause),
                 on_recovered=self._on_recovered,
                 on_housekeeping=self._on_housekeeping,
+                on_lost=self._on_ledger_lost,
             ),
         )
         self._allowance_store = AllowanceStore(pool)
@@ -184,6 +186,8 @@ class Worker:
             vendors_loaded=lambda: self._routes.loaded_generation,
             on_stale_streams=self._on_stale_streams,
             unshipped_since=self._journal.unshipped_since,
+            ledger_place=lambda: self._ledger.place,
+            on_ledger_lost=self._ledger.start_over,
             on_lag=self._metrics.revocation_held,
             on_heartbeat=self._on_heartbeat,
             on_lost=lambda problem: log.warning("feed lost", problem=problem),
@@ -460,7 +464,7 @@ class Worker:
         self._log.warning("feed reset")
         for token_id in await self._tokens.find_ended(self._live.token_ids()):
             self._live.cut("token", token_id)
-        self._journal.reship()
+        self._ledger.start_over()
 
     def _on_stale_streams(self) -> None:
         cut = self._live.cut_all(DatabaseAway)
@@ -495,6 +499,10 @@ class Worker:
             blocks=len(findings.used),
             damaged=findings.damaged,
         )
+
+    def _on_ledger_lost(self) -> None:
+        self._log.warning("rows shipped again", problem="the database may have lost some")
+        self._journal.reship()
 
     def _on_housekeeping(self, found: Housekeeping) -> None:
         if found.strays or found.rejected:
@@ -588,17 +596,21 @@ async def _open_pool(settings: Settings, context: WorkerContext) -> asyncpg.Pool
 
 
 async def _connect_feed(settings: Settings, context: WorkerContext) -> asyncpg.Connection:
+    """Return the feed's connection. Without it there is no lease, and so no call."""
     connection = await asyncpg.connect(
         settings.feed_database_url,
         timeout=CONNECT_SECONDS_MAX,
         server_settings=_session(settings, context, "feed"),
     )
-    if settings.is_production:
-        try:
+    try:
+        if settings.is_production:
             await check_role(connection)  # the supervisor does, if the database is there by then
-        except BaseException:
-            connection.terminate()
-            raise
+        await check_schema(connection)
+    except BaseException as error:
+        connection.terminate()
+        if isinstance(error, SchemaTooOld):
+            raise FeedLost(str(error)) from error
+        raise
     return connection
 
 

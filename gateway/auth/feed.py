@@ -59,6 +59,8 @@ class Feed:
         vendors_loaded: Callable[[], int] = lambda: 0,
         on_stale_streams: Callable[[], None],
         unshipped_since: Callable[[], float | None],
+        ledger_place: Callable[[], tuple[int, str] | None] = lambda: None,
+        on_ledger_lost: Callable[[], None] = lambda: None,
         on_lag: Callable[[float], None] = lambda _seconds: None,
         on_heartbeat: Callable[[float], None] = lambda _seconds: None,
         on_lost: Callable[[str], None] = lambda _problem: None,
@@ -78,6 +80,8 @@ class Feed:
         - `on_stale_streams()`: the database has been away for so long that open streams must end;
           once an outage.
         - `unshipped_since()`: Unix second at which the oldest call without a row was admitted.
+        - `ledger_place()`: ordinal and id of a row that the ledger has had. `on_ledger_lost()`: the
+          database that answers has it no more, though it may know the worker's last change.
         - `on_lag`: seconds from a change's commit until it was applied, at most. `on_heartbeat`:
           seconds that one took. `on_lost`: the connection was given up, and why.
         - `jitter`: gives a number from 0 to 1.
@@ -98,6 +102,8 @@ class Feed:
         self._vendors_loaded = vendors_loaded
         self._on_stale_streams = on_stale_streams
         self._unshipped_since = unshipped_since
+        self._ledger_place = ledger_place
+        self._on_ledger_lost = on_ledger_lost
         self._on_lag = on_lag
         self._on_heartbeat = on_heartbeat
         self._on_lost = on_lost
@@ -192,12 +198,15 @@ class Feed:
             self._worker,
             applied=self._told,
             unshipped_since=self._unshipped_since(),
+            ledger_place=self._ledger_place(),
         )
         received = self._clock.boottime()
         if heartbeat.is_ended:
             raise WorkerEnded
         self._clock.observe(sent=sent, received=received, database_time=heartbeat.database_time)
         self._on_heartbeat(received - sent)
+        if not heartbeat.ledger_follows:
+            self._on_ledger_lost()
         if self._place is None:
             self._start_at(heartbeat.head, heartbeat.head_id)
             self._first_load = self._reload_vendors()

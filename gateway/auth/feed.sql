@@ -1,7 +1,8 @@
 -- What a worker asks and tells on its feed's own connection.
 
 -- name: heartbeat
--- Tell that this worker lives and how far it is; learn how far the database is.
+-- Tell that this worker lives and how far it is; learn how far the database is, and whether its
+-- ledger has the row ($8, $9).
 INSERT INTO workers AS worker (
     id, machine, pid, heartbeat_at, lease, offline_stream_grace, applied, unshipped_since
 )
@@ -17,7 +18,8 @@ RETURNING
     extract(epoch FROM worker.heartbeat_at)::float8 AS database_time,
     (SELECT last FROM change_head) AS head,
     (SELECT last_id FROM change_head) AS head_id,
-    worker.ended_at IS NOT NULL AS is_ended
+    worker.ended_at IS NOT NULL AS is_ended,
+    ledger_follows($8::bigint, $9::uuid) AS ledger_follows
 
 -- name: read_changes
 -- The head, whether the change ($1, $2) is a part of the history that led there, and what followed.

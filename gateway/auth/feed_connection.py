@@ -55,13 +55,15 @@ class Worker:
 class Heartbeat:
     """An answered heartbeat.
 
-    `database_time` is Unix seconds, `head_id` the id of the change at the head.
+    `database_time` is Unix seconds, `head_id` the id of the change at the head. `ledger_follows`:
+    the ledger has the row by which it was known.
     """
 
     database_time: float
     head: int
     head_id: str
     is_ended: bool
+    ledger_follows: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -142,7 +144,12 @@ class FeedConnection:
             raise FeedLost("the database closed the connection")
 
     async def heartbeat(
-        self, worker: Worker, *, applied: int, unshipped_since: float | None
+        self,
+        worker: Worker,
+        *,
+        applied: int,
+        unshipped_since: float | None,
+        ledger_place: tuple[int, str] | None,
     ) -> Heartbeat:
         """Tell that the worker lives. Raises FeedLost."""
         row = await self._answer(
@@ -155,6 +162,7 @@ class FeedConnection:
                 worker.offline_grace_seconds,
                 applied,
                 unshipped_since,
+                *(ledger_place or (None, None)),
             )
         )
         if row is None:
@@ -164,6 +172,7 @@ class FeedConnection:
             head=row["head"],
             head_id=str(row["head_id"]),
             is_ended=row["is_ended"],
+            ledger_follows=row["ledger_follows"],
         )
 
     async def read_changes(self, *, after: int, after_id: str) -> Page:

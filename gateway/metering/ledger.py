@@ -7,6 +7,10 @@ taken the rows: while it is away, the journals hold them.
 A batch is one statement and its own transaction, so that a gateway that stops in the middle of it
 holds no lock: the pool's `server_settings` should set `statement_timeout` (30s) and
 `idle_in_transaction_session_timeout`.
+
+A database may lose what it had committed: a standby that lagged behind takes over, or an older copy
+is restored. So the ledger is known by the row that was its last one, which goes along with each
+batch and each heartbeat; where it is gone, all rows that journals keep are to be shipped again.
 """
 
 import asyncio
@@ -77,6 +81,7 @@ class LedgerEvents:
     on_away: Callable[[str], None] = lambda _: None  # the cause of one failed attempt
     on_recovered: Callable[[str, Findings], None] = lambda _, __: None  # a worker's journal
     on_housekeeping: Callable[[Housekeeping], None] = lambda _: None
+    on_lost: Callable[[], None] = lambda: None  # rows that were committed may be gone
 
 
 class Ledger:
@@ -98,6 +103,17 @@ class Ledger:
         self._jitter = jitter
         self._patience_seconds = patience_seconds
         self._patience = patience_seconds
+        self._place: tuple[int, str] | None = None
+
+    @property
+    def place(self) -> tuple[int, str] | None:
+        """Ordinal and id of the last row that the ledger is known to have had, or None."""
+        return self._place
+
+    def start_over(self) -> None:
+        """Take the ledger for another one, which may lack rows that were committed."""
+        self._place = None
+        self._events.on_lost()
 
     async def append(self, rows: Sequence[bytes]) -> int:
         """Append rows (JSON objects); return how many were new. A bad row is put aside.
@@ -237,7 +253,13 @@ class Ledger:
             text = (b"[" + b",".join(rows) + b"]").decode()
         except UnicodeDecodeError as error:
             raise _BadData(sqlstate="22021", message=str(error)) from error
-        appended = await self._fetch_one(_APPEND, text)
+        appended = await self._fetch_one(_APPEND, text, *(self._place or (None, None)))
+        if not appended["follows"]:
+            self.start_over()
+        # Two may append at once, and the one that committed first hear of it last.
+        last: int = appended["last_ordinal"]
+        if appended["last_id"] is not None and (self._place is None or last > self._place[0]):
+            self._place = last, appended["last_id"]
         inserted: int = appended["inserted"]
         return inserted
 
@@ -250,7 +272,7 @@ class Ledger:
             raise LedgerAway("a row could not even be put aside") from again
         self._events.on_rejected(error.sqlstate, error.message)
 
-    async def _fetch_one(self, query: str, *arguments: str) -> asyncpg.Record:
+    async def _fetch_one(self, query: str, *arguments: str | int | None) -> asyncpg.Record:
         try:
             # The pool's own deadline also ends its wait for the cancelling of a late statement.
             seconds = self._patience

@@ -113,8 +113,8 @@ async def test_a_token_is_used_from_its_networks_alone_behind_a_trusted_proxy(
         await run.ready()
         assert await run.call(made["token"]) == refused
         assert await run.call(made["token"], **forwarded) == refused  # nobody vouches for it
-    trusting = {"KAIXU_TRUSTED_PROXIES": "127.0.0.0/8"}
-    async with running(database.gateway_url, tmp_path / "proxied", **trusting) as run:
+    folder = tmp_path / "proxied"
+    async with running(database.gateway_url, folder, KAIXU_TRUSTED_PROXIES="127.0.0.0/8") as run:
         await run.ready()
         assert await run.call(made["token"], **forwarded) == LET_IN
         spoofed = {"x-forwarded-for": "203.0.113.7, 198.51.100.1"}

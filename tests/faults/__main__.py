@@ -2,6 +2,7 @@
 
 make faults                                  each of the faults that don't take minutes, 3 times
 make faults ARGS="--quick --runs 20"         20 of each that lasts under 5 s
+make faults ARGS="--kills 200"               kill -9 for so many times, half of them at rest
 make faults ARGS="--seed 7 --fault NAME"     one again
 make faults ARGS="--check 5"                 5 random recorded ones again
 make faults ARGS="--table"                   what is recorded of this state of the code
@@ -22,16 +23,20 @@ from tests.faults.table import FAULTS, LEFT_OUT
 from tests.faults.trial import Fault, Trial
 from tests.faults.world import Settings, World
 
-LONG: Final = ("outage-5m",)  # run only when they are named
+LONG: Final = ("outage-5m", "revocations-1000")  # run only when they are named
+KILLS: Final = "kill-loop"
 RUNS: Final = 3
 SEEDS: Final = 2**31
 
 Run = tuple[Fault, int]
 
 
-async def run_all(runs: Iterable[Run]) -> list[Result]:
-    """Run faults, those with the same settings on one world; say what each told."""
-    results = []
+async def run_all(runs: Iterable[Run], *, kills: int | None = None) -> list[Result]:
+    """Run faults, those with the same settings on one world; say what each told.
+
+    `kills`: after so many moments at which processes were killed, it is enough.
+    """
+    results: list[Result] = []
     for (settings, _), group in itertools.groupby(runs, key=world_of):
         async with World.running(settings=settings, chance=random.Random(0)) as world:
             for fault, seed in group:
@@ -45,6 +50,8 @@ async def run_all(runs: Iterable[Run]) -> list[Result]:
                     for machine in world.machines:
                         keep_log(result, machine.log)
                 print(told(result), flush=True)
+                if kills is not None and sum(result.kills for result in results) >= kills:
+                    return results
     return results
 
 
@@ -61,6 +68,7 @@ def told(result: Result) -> str:
         f"{result.rows} rows, {result.interrupted} interrupted, recovered in "
         f"{result.recovery_seconds:.1f} s"
     )
+    line = "\n".join([line, *(f"  {note}" for note in result.notes)])
     if not result.failed:
         return line
     return "\n".join([line, f"  FAILED: {result.faulty}", *map(str, result.explained),
@@ -68,13 +76,16 @@ def told(result: Result) -> str:
 
 
 def chosen(options: argparse.Namespace) -> list[Run]:
-    """Return the runs that were asked for."""
+    """Return the runs that were asked for; of kills, more than enough."""
+    chance = random.SystemRandom()
     if options.check:
         past = kept()
         if not past:
             raise SystemExit("Nothing is recorded yet: `make faults` records it.")
         picked = random.sample(past, min(options.check, len(past)))
         return [(FAULTS[result.fault], result.seed) for result in picked]
+    if options.kills is not None:
+        return [(FAULTS[KILLS], chance.randrange(SEEDS)) for _ in range(options.kills)]
     if options.fault:
         faults = [FAULTS[name] for name in options.fault]
     else:
@@ -85,7 +96,6 @@ def chosen(options: argparse.Namespace) -> list[Run]:
         ]
     if options.seed is not None:
         return [(fault, options.seed) for fault in faults]
-    chance = random.SystemRandom()
     return [(fault, chance.randrange(SEEDS)) for _ in range(options.runs) for fault in faults]
 
 
@@ -97,6 +107,7 @@ def main() -> int:
     parser.add_argument("--runs", type=int, default=RUNS)
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--check", type=int, default=0)
+    parser.add_argument("--kills", type=int)
     parser.add_argument("--table", action="store_true")
     options = parser.parse_args()
     if options.table:
@@ -105,7 +116,7 @@ def main() -> int:
     runs = sorted(chosen(options), key=lambda run: str(run[0].settings))
     began = time.monotonic()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that nothing is left behind
-    results = asyncio.run(run_all(runs))
+    results = asyncio.run(run_all(runs, kills=options.kills))
     print(f"\n{len(results)} runs in {time.monotonic() - began:.0f} s")
     print(table(results, order=list(FAULTS), left_out=LEFT_OUT))
     return int(any(result.failed for result in results))

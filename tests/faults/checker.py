@@ -9,6 +9,7 @@ is metered is what the vendor says.
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any, ClassVar, Final
 
 from tests.faults.load import Sent
@@ -21,6 +22,7 @@ MARGIN_SECONDS: Final = 0.05  # between a client's clock readings and what they 
 UNANSWERED: Final = frozenset({"vendor_error", "vendor_broke", "deadline"})
 ENDED_BY_SOMEONE: Final = frozenset({"client_closed", "revoked", "deadline"})
 STATUSES: Final = frozenset({0, 200, 429, 503})
+REFUSED: Final = 401  # where the token was revoked by then
 VENDOR_STATUSES: Final = frozenset({500, 502, 504, 529})  # where the vendor is what fails
 EXPLAINED_MAX: Final = 5
 
@@ -77,8 +79,12 @@ def check_metering(
     rows: Iterable[Row],
     kills: Mapping[str, Sequence[Span]],
     vendor_fails: bool,
+    revoked: Mapping[str, float] = MappingProxyType({}),
 ) -> None:
-    """Hold calls, tally and ledger against each other; `kills` are those of each machine."""
+    """Hold calls, tally and ledger against each other.
+
+    `kills` are those of each machine; `revoked` says of tokens by id when they were.
+    """
     by_session: defaultdict[str, list[Row]] = defaultdict(list)
     for row in settled_rows(rows):
         by_session[row["session_id"]].append(row)
@@ -89,7 +95,8 @@ def check_metering(
     for one in sent:
         verdict.whole += one.is_whole
         verdict.blame("stuck", one.stuck, one)
-        verdict.blame("odd", one.status not in allowed, one)
+        is_refused = one.status == REFUSED and one.ended > revoked.get(one.token.id, float("inf"))
+        verdict.blame("odd", one.status not in allowed and not is_refused, one)
         is_open_at_kill = any(
             one.began - MARGIN_SECONDS <= ended and one.ended + MARGIN_SECONDS >= began
             for began, ended in kills.get(one.machine, ())

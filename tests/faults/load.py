@@ -5,7 +5,7 @@ import random
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Any, Final
 
 from tests.faults.machine import Machine
 from tests.faults.world import Token
@@ -58,18 +58,35 @@ class Load:
     chance: random.Random
     models: Sequence[str] = CALM_MODELS
     leave_share: float = LEAVE_SHARE
+    callers: int = CALLERS
     url: Callable[[], str] | None = None  # of what stands in front of all machines
     stopped: bool = False
+    _going: asyncio.Event = field(default_factory=asyncio.Event)
+    _quiet: asyncio.Event = field(default_factory=asyncio.Event)
+    _calling: int = 0
     sent: list[Sent] = field(default_factory=list)
 
     async def run(self) -> None:
         """Call until stopped; returns when all calls have ended."""
+        self.resume()
         async with asyncio.TaskGroup() as tasks:
-            for _ in range(CALLERS):
+            for _ in range(self.callers):
                 tasks.create_task(self._caller(random.Random(self.chance.random())))
+
+    async def pause(self) -> None:
+        """Have the callers begin no more calls; return once those that are open have ended."""
+        self._going.clear()
+        await self._quiet.wait()
+
+    def resume(self) -> None:
+        """Have them go on."""
+        self._going.set()
 
     async def _caller(self, chance: random.Random) -> None:
         while not self.stopped:
+            await self._going.wait()
+            self._calling += 1
+            self._quiet.clear()
             sent = await self.one(
                 machine=chance.choice(self.machines),
                 token=chance.choice(self.tokens),
@@ -83,6 +100,9 @@ class Load:
                     else None
                 ),
             )
+            self._calling -= 1
+            if not self._calling:
+                self._quiet.set()
             refused = sent.answer is not None and not sent.status
             pause = NOBODY_SECONDS if refused else chance.uniform(0, PAUSE_SECONDS_MAX)
             await asyncio.sleep(REFUSED_SECONDS if sent.status == 503 else pause)
@@ -142,6 +162,11 @@ class Watched:
     committed_at: float | None = None  # of its revocation, Unix seconds
     is_cut_off: bool = False  # its machine could not hear of it
     receipt_seconds: float = 0.0
+
+    def note(self, receipt: dict[str, Any]) -> None:
+        """Take the revocation's receipt down."""
+        self.committed_at = receipt["committed_at"].timestamp()
+        self.receipt_seconds = receipt["took_ms"] / 1000
 
     @property
     def held_seconds(self) -> float | None:

@@ -7,11 +7,13 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
+from urllib.parse import urlsplit
 from uuid import UUID
 
 import psutil
@@ -40,9 +42,11 @@ class Machine:
     pool: ChaosProxy
     feed: ChaosProxy
     kills: list[Span] = field(default_factory=list)
+    killed: int = 0  # processes, by SIGKILL
     disk_is_small: bool = False
+    code: Path | None = None  # where another release is that it is to run
     url: str = ""
-    _ops_url: str = ""
+    ops_url: str = ""
     _process: "subprocess.Popen[str] | None" = None
 
     @property
@@ -76,8 +80,23 @@ class Machine:
         """Start the processes; return once they are ready."""
         await asyncio.to_thread(self._start)
 
+    def code_found(self) -> Path:
+        """Return where a process that is started as the machine's are finds its code."""
+        command = [sys.executable, "-P", "-c", "import gateway; print(gateway.__file__)"]
+        done = subprocess.run(
+            command, capture_output=True, text=True, env=self._environment, cwd=self.folder,
+            timeout=READY_SECONDS_MAX, check=True,
+        )  # fmt: skip
+        return Path(done.stdout.strip()).parents[1]
+
+    @property
+    def _environment(self) -> dict[str, str]:
+        more = {**self.environment, "KAIXU_JOURNAL_DIR": str(self.journal)}
+        if self.code is not None:
+            more["PYTHONPATH"] = str(self.code)  # goes before what is installed
+        return clean_environment(self.folder, more)
+
     def _start(self) -> None:
-        environment = {**self.environment, "KAIXU_JOURNAL_DIR": str(self.journal)}
         with self.log.open("a") as errors:
             self._process = subprocess.Popen(
                 [str(KAIXU), "gateway"],
@@ -85,12 +104,18 @@ class Machine:
                 stdout=subprocess.PIPE,
                 stderr=errors,
                 text=True,
-                env=clean_environment(self.folder, environment),
+                env=self._environment,
                 cwd=self.folder,
                 start_new_session=True,
             )
         facts = json.loads(first_line(self._process, seconds=READY_SECONDS_MAX))
-        self.url, self._ops_url = facts["gateway_url"], facts["ops_url"]
+        self.url, self.ops_url = facts["gateway_url"], facts["ops_url"]
+
+    def keep_ports(self) -> None:
+        """Have it listen on the ports that it has now when it is started again."""
+        ports = {"KAIXU_PORT": self.url, "KAIXU_OPS_PORT": self.ops_url}
+        told = {name: str(urlsplit(url).port) for name, url in ports.items()}
+        self.environment = {**self.environment, **told}
 
     async def terminate(self) -> int:
         """Send SIGTERM to the supervisor; return the exit code once it has drained."""
@@ -103,7 +128,7 @@ class Machine:
     def destroy(self) -> None:
         """Leave no process behind."""
         if self._process is not None:
-            for process in self._family():
+            for process in self.processes():
                 with contextlib.suppress(psutil.Error):
                     process.kill()
             self._process.wait(END_SECONDS_MAX)
@@ -119,9 +144,9 @@ class Machine:
 
     async def readiness(self) -> dict[str, Any] | None:
         """Return what /readyz says, or None where nobody answers."""
-        if not self._ops_url:
+        if not self.ops_url:
             return None
-        answer = await fetch(f"{self._ops_url}/readyz", method="GET", seconds=ANSWER_SECONDS_MAX)
+        answer = await fetch(f"{self.ops_url}/readyz", method="GET", seconds=ANSWER_SECONDS_MAX)
         if answer.broke:
             return None
         told: dict[str, Any] = answer.json()
@@ -162,26 +187,29 @@ class Machine:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         self._wait_gone(pids)
+        self.killed += len(pids)
         self.kills.append((began, time.time()))
 
     def kill_all(self) -> None:
         """Kill the supervisor and all workers at once."""
-        family = self._family()
+        family = self.processes()
         began = time.time()
         for process in family:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
         _, alive = psutil.wait_procs(family, timeout=KILL_SECONDS_MAX)
         assert not alive
+        self.killed += len(family)
         self.kills.append((began, time.time()))
         self._running.wait(KILL_SECONDS_MAX)
         self._forget()
 
     def kill_supervisor(self) -> list[psutil.Process]:
         """Kill the supervisor alone; return its workers, which drain."""
-        workers = [process for process in self._family() if process.pid != self._running.pid]
+        workers = [process for process in self.processes() if process.pid != self._running.pid]
         self._running.kill()
         self._running.wait(KILL_SECONDS_MAX)
+        self.killed += 1
         self._forget()
         return workers
 
@@ -190,7 +218,8 @@ class Machine:
         assert self._process is not None, "it was started"
         return self._process
 
-    def _family(self) -> list[psutil.Process]:
+    def processes(self) -> list[psutil.Process]:
+        """Return supervisor and workers, as far as they run."""
         try:
             supervisor = psutil.Process(self._running.pid)
             return [supervisor, *supervisor.children(recursive=True)]
@@ -220,6 +249,11 @@ class Machine:
         """Return the newest segment of each journal."""
         newest = (max(folder.glob("*.seg"), default=None) for folder in self.journal.iterdir())
         return [path for path in newest if path is not None]
+
+
+def gone(processes: list[psutil.Process], seconds: float) -> bool:
+    """Whether all of them end in time. Blocking."""
+    return not psutil.wait_procs(processes, timeout=seconds)[1]
 
 
 def _runs(pid: int) -> bool:

@@ -13,8 +13,8 @@ PROJECT: Final = Path(__file__).resolve().parents[2]
 RESULTS: Final = PROJECT / "build" / "faults.jsonl"
 CODE: Final = ("gateway", "control_plane/schema")
 COLUMNS: Final = (
-    "fault", "runs", "failed", "calls", "kills", "lost", "double", "over limit", "unusable rest",
-    "revocation p50/p99/max ms", "recovery p50/max s",
+    "fault", "runs", "failed", "calls", "kills", "at rest", "lost", "double", "over limit",
+    "unusable rest", "revocation p50/p99/max ms", "recovery p50/max s",
 )  # fmt: skip
 
 
@@ -31,11 +31,15 @@ class Result:
     tallied: int
     rows: int
     interrupted: int
-    kills: int
+    kills: int  # moments
     faulty: dict[str, int]  # what was not as it has to be
     explained: list[str] = field(default_factory=list)
     revocations: list[float] = field(default_factory=list)  # seconds, of live workers
     cut_off: list[float] = field(default_factory=list)  # the same, of workers cut off
+    killed: int = 0  # processes, by SIGKILL
+    killed_at_rest: int = 0  # of these, without load
+    receipts: list[float] = field(default_factory=list)  # seconds
+    notes: list[str] = field(default_factory=list)  # figures of this fault's own
     recovery_seconds: float = 0.0
     settle_seconds: float = 0.0
 
@@ -116,7 +120,8 @@ def _line(name: str, results: Sequence[Result]) -> Sequence[Any]:
         len(results),
         sum(result.failed for result in results),
         sum(result.calls for result in results),
-        sum(result.kills for result in results),
+        sum(result.killed for result in results),
+        sum(result.killed_at_rest for result in results),
         total("lost"),
         total("double"),
         total("over_limit"),

@@ -231,10 +231,12 @@ class SimulatedWorker:
     async def acquire(self, *, timeout: float) -> AsyncIterator["SimulatedWorker"]:  # noqa: ASYNC109
         yield self
 
-    async def fetchrow(self, query: str, text: str) -> dict[str, int]:
+    async def fetchrow(
+        self, query: str, text: str, _ordinal: int | None, _row_id: str | None
+    ) -> dict[str, Any]:
         assert "ledger_append" in query
         inserted = await self._ask(lambda: self.simulation.database.append(text), OSError)
-        return {"inserted": inserted}
+        return {"inserted": inserted, "follows": True, "last_ordinal": 0, "last_id": None}
 
     async def _ask(self, act: Callable[[], Any], away: type[Exception]) -> Any:
         await asyncio.sleep(self.chance.uniform(0, 0.01))

@@ -1,5 +1,6 @@
-"""A synchronous standby of the world's PostgreSQL, which takes over when that is killed."""
+"""A standby of the world's PostgreSQL, which takes over when that is killed."""
 
+import asyncio
 import os
 import socket
 from typing import Final
@@ -10,6 +11,10 @@ import asyncpg
 from control_plane.postgres import EmbeddedPostgres
 
 START_SECONDS_MAX: Final = 60
+LOOK_SECONDS: Final = 0.05
+
+_HEARS: Final = "SELECT count(*) FROM pg_stat_wal_receiver"
+_HAS_REPLAYED: Final = "SELECT pg_last_wal_replay_lsn() >= $1::text::pg_lsn"
 
 
 class Standby:
@@ -55,6 +60,23 @@ class Standby:
         await primary.execute("ALTER SYSTEM SET synchronous_standby_names = 'standby'")
         await primary.execute("SELECT pg_reload_conf()")
         await primary.close()
+
+    async def part(self) -> None:
+        """Hear no more of the primary: return once all that it has committed so far is here."""
+        primary = await asyncpg.connect(self._primary_url)
+        standby = await asyncpg.connect(self.owner_url)
+        try:
+            async with asyncio.timeout(START_SECONDS_MAX):
+                place = await primary.fetchval("SELECT pg_current_wal_lsn()::text")
+                while not await standby.fetchval(_HAS_REPLAYED, place):  # noqa: ASYNC110 - a server
+                    await asyncio.sleep(LOOK_SECONDS)
+                await standby.execute("ALTER SYSTEM SET primary_conninfo = ''")
+                await standby.execute("SELECT pg_reload_conf()")
+                while await standby.fetchval(_HEARS):  # noqa: ASYNC110 - as above
+                    await asyncio.sleep(LOOK_SECONDS)
+        finally:
+            await primary.close()
+            await standby.close()
 
     def promote(self) -> None:
         """Take over; return once it takes writes."""

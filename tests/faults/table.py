@@ -7,10 +7,12 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Final
 
-import psutil
-
 from gateway.metering.journal_lines import OPEN, make_line
-from tests.faults.balancer import Balancer
+from tests.faults.kill_loop import kill_loop
+from tests.faults.machine import gone
+from tests.faults.revocations import FEW, PROMISED, revocations
+from tests.faults.rolling_restart import rolling_restart
+from tests.faults.skew import no_history, version_skew
 from tests.faults.trial import Fault, Trial
 from tests.faults.world import Settings, World
 
@@ -49,12 +51,8 @@ async def kill_supervisor(trial: Trial) -> None:
     workers = await asyncio.to_thread(machine.kill_supervisor)
     await trial.last(0, 0.5)
     await machine.start()
-    ended = await asyncio.to_thread(_gone, workers, trial.world.settings.drain_seconds)
+    ended = await asyncio.to_thread(gone, workers, trial.world.settings.drain_seconds)
     trial.verdict.blame("other", not ended, "workers outlive their supervisor and their drain")
-
-
-def _gone(processes: list[psutil.Process], seconds: float) -> bool:
-    return not psutil.wait_procs(processes, timeout=seconds)[1]
 
 
 async def kill_recovery(trial: Trial) -> None:
@@ -296,30 +294,6 @@ async def clients_leave(trial: Trial) -> None:
     await trial.last(1.0, 2.0)
 
 
-# ------------------------------------------------------------------------------------------- drain
-
-
-async def rolling_restart(trial: Trial) -> None:
-    """Restart one machine after the other by SIGTERM, behind a balancer that follows /readyz."""
-    async with Balancer(trial.world.machines).listening() as balancer:
-        trial.load.url = lambda: balancer.url
-        await trial.last(0.2, 0.5)
-        began = time.time()
-        for machine in trial.world.machines:
-            code = await machine.terminate()
-            trial.verdict.blame("other", code != 0, f"SIGTERM: exit code {code}")
-            await machine.start()
-            await trial.last(0.3, 0.6)
-        ended = time.time()
-        trial.load.url = None
-        through = [one for one in trial.load.sent if began <= one.began <= ended]
-        while not all(one.ended for one in through):  # noqa: ASYNC110 - clients set it
-            await asyncio.sleep(0.05)
-    for one in through:
-        failed = one.answer is not None and not one.is_whole and one.status != 429
-        trial.verdict.blame("other", failed, f"failed in a rolling restart: {one}")
-
-
 FAULTS: Final = MappingProxyType(
     {
         fault.name: fault
@@ -337,6 +311,10 @@ FAULTS: Final = MappingProxyType(
             Fault(
                 name="kill-cut-off", what="kill -9 of a machine that is cut off",
                 make=kill_cut_off, quick=True,
+            ),
+            Fault(
+                name="kill-loop", what="kill -9 again and again, half of it at rest",
+                make=kill_loop,
             ),
             Fault(name="kill-everything", what="kill -9 of all there is", make=kill_everything),
             Fault(name="torn-line", what="torn last line", make=torn_line, quick=True),
@@ -385,7 +363,19 @@ FAULTS: Final = MappingProxyType(
                 name="clients-leave", what="clients hang up", make=clients_leave,
                 leave_share=0.8, models=("sim-slow-8x10", "sim-slow-20x15"), quick=True,
             ),
+            Fault(
+                name="revocations", what="60 tokens with streams revoked, then one machine cut off",
+                make=revocations(60, bounds=FEW), callers=4, revocation_seconds_max=2.0,
+            ),
+            Fault(
+                name="revocations-1000", what="the same of 1,000",
+                make=revocations(1_000, bounds=PROMISED), callers=4, revocation_seconds_max=2.0,
+            ),
             Fault(name="rolling-restart", what="SIGTERM, one by one", make=rolling_restart),
+            Fault(
+                name="version-skew", what="the release before, beside this one and back",
+                make=version_skew, needs=no_history,
+            ),
             Fault(
                 name="outage-5m", what="PostgreSQL away for five minutes", make=postgres_outage,
                 settings=Settings(lease_seconds=15.0, grace_seconds=284.0),

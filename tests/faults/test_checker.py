@@ -120,3 +120,20 @@ def test_limits_are_held_against_rows_and_blocks(
     limited = Token(id="t", text="", limit=7)
     check_limit(verdict, limited, counted=counted, tallied=tallied, used=used)
     assert verdict.faulty == faulty
+
+
+@pytest.mark.parametrize(("revoked_at", "faulty"), [(10.5, {}), (11.5, {"odd": 1})])
+def test_a_token_is_refused_only_once_it_is_revoked(
+    revoked_at: float, faulty: dict[str, int]
+) -> None:
+    verdict = Verdict()
+    check_metering(
+        verdict,
+        sent=[call(Answer(status=401))],
+        tallied={},
+        rows=[],
+        kills=KILL,
+        vendor_fails=False,
+        revoked={TOKEN.id: revoked_at},
+    )
+    assert verdict.faulty == faulty

@@ -5,13 +5,14 @@ import random
 import pytest
 
 from tests.faults.__main__ import LONG, told
+from tests.faults.skew import no_history
 from tests.faults.table import FAULTS
 from tests.faults.trial import Trial
 from tests.faults.world import World
 
 pytestmark = pytest.mark.journey
 
-SHORT = ("kill-machine", "disk-full")
+SHORT = ("kill-machine", "disk-full", "revocations")
 SEED = 4
 
 
@@ -29,6 +30,12 @@ async def check(*names: str) -> None:
 
 async def test_calls_tallies_and_limits_agree_after_faults() -> None:
     await check(*SHORT)
+
+
+async def test_this_release_and_the_one_before_run_together() -> None:
+    if why := no_history():
+        pytest.skip(f"left out: {why}")
+    await check("version-skew")
 
 
 @pytest.mark.slow

@@ -13,7 +13,7 @@ import asyncpg
 
 from tests.faults import checker
 from tests.faults.checker import Verdict
-from tests.faults.load import CALM_MODELS, ENDLESS_MODEL, LEAVE_SHARE, Load, Watched
+from tests.faults.load import CALLERS, CALM_MODELS, ENDLESS_MODEL, LEAVE_SHARE, Load, Watched
 from tests.faults.machine import Machine
 from tests.faults.results import Result
 from tests.faults.world import Row, Settings, Token, World
@@ -62,6 +62,7 @@ class Fault:
     quick: bool = False  # lasts under 5 s
     models: Sequence[str] = CALM_MODELS
     leave_share: float = LEAVE_SHARE
+    callers: int = CALLERS
     vendor_fails: bool = False
     revocation_seconds_max: float = 1.0  # of live workers
     recovery_seconds_max: float = 10.0  # from the fault's end until every machine takes calls
@@ -80,6 +81,8 @@ class Trial:
     chance: random.Random
     verdict: Verdict = field(default_factory=Verdict)
     watched: list[Watched] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    killed_at_rest: int = 0
 
     @classmethod
     async def run(cls, world: World, fault: Fault, seed: int) -> Result:
@@ -101,8 +104,9 @@ class Trial:
             chance=chance,
             models=fault.models,
             leave_share=fault.leave_share,
+            callers=fault.callers,
         )
-        kills_before = len(self.world.kills)
+        kills_before, killed_before = len(self.world.kills), self.world.killed
         async with asyncio.TaskGroup() as self._tasks:
             loading = self._tasks.create_task(self.load.run())
             await asyncio.sleep(chance.uniform(*LEAD_SECONDS))
@@ -131,10 +135,14 @@ class Trial:
             rows=verdict.rows,
             interrupted=verdict.interrupted,
             kills=len(self.world.kills) - kills_before,
+            killed=self.world.killed - killed_before,
+            killed_at_rest=self.killed_at_rest,
             faulty=verdict.faulty,
             explained=verdict.explained,
             revocations=self._held(is_cut_off=False),
             cut_off=self._held(is_cut_off=True),
+            receipts=self._receipts(),
+            notes=self.notes,
             recovery_seconds=round(recovery_seconds, 3),
             settle_seconds=round(settle_seconds, 3),
         )
@@ -151,15 +159,21 @@ class Trial:
         """Return a random machine."""
         return self.chance.choice(self.world.machines)
 
-    async def watch(self, machine: Machine) -> Watched:
-        """Open an endless stream with a token of its own on a machine; it will be revoked."""
-        token = await self.world.token()
+    def note(self, what: str) -> None:
+        """Keep a figure that is to be told with the result."""
+        self.notes.append(what)
+
+    async def watch(
+        self, machine: Machine, *, token: Token | None = None, model: str = ENDLESS_MODEL
+    ) -> Watched:
+        """Open an endless stream on a machine, with a token that will be revoked: its own one."""
+        token = token or await self.world.token()
         begun = asyncio.Event()
         task = self._tasks.create_task(
             self.load.one(
                 machine=machine,
                 token=token,
-                model=ENDLESS_MODEL,
+                model=model,
                 wire=self.chance.choice(FORMATS),
                 stream=True,
                 begun=begun,
@@ -177,8 +191,7 @@ class Trial:
         if watched.committed_at is not None:
             return
         receipt = await self.world.revoke(watched.token)
-        watched.committed_at = receipt["committed_at"].timestamp()
-        watched.receipt_seconds = receipt["took_ms"] / 1000
+        watched.note(receipt)
         if not watched.is_cut_off:
             await asyncio.wait([watched.task], timeout=END_SECONDS_MAX)
 
@@ -261,6 +274,11 @@ class Trial:
             rows=rows,
             kills={machine.name: machine.kills for machine in self.world.machines},
             vendor_fails=self.fault.vendor_fails,
+            revoked={
+                watched.token.id: watched.committed_at
+                for watched in self.watched
+                if watched.committed_at is not None
+            },
         )
         final = checker.settled_rows(rows)
         counted = sum(row["counted"] for row in final)
@@ -297,3 +315,9 @@ class Trial:
     def _held(self, *, is_cut_off: bool) -> list[float]:
         held = [w.held_seconds for w in self.watched if w.is_cut_off is is_cut_off]
         return [round(seconds, 4) for seconds in held if seconds is not None]
+
+    def _receipts(self) -> list[float]:
+        """Return how long receipts took whose workers were all live, a token once."""
+        of_token = {w.token.id: w.receipt_seconds for w in self.watched}
+        cut_off = {w.token.id for w in self.watched if w.is_cut_off}
+        return [round(s, 4) for token_id, s in of_token.items() if token_id not in cut_off]

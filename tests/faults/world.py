@@ -53,6 +53,7 @@ class Settings:
     idle_seconds: float = 4.0
     drain_seconds: float = 20.0
     standby: bool = False
+    standby_is_synchronous: bool = True
 
     def environment(self) -> dict[str, str]:
         """Return what machines have in their environment for it."""
@@ -116,7 +117,8 @@ class World:
                 world.standby = Standby(postgres, owner_url=owner_url)
                 await asyncio.to_thread(world.standby.start)
                 stack.callback(world.standby.stop)
-                await world.standby.follow()
+                if settings.standby_is_synchronous:
+                    await world.standby.follow()
             for number in range(settings.machines):
                 machine = await world._machine(f"m{number}", vault_key, stack, chance)
                 world.machines.append(machine)
@@ -288,3 +290,8 @@ class World:
     def kills(self) -> list[tuple[float, float]]:
         """From when to when gateway processes were killed, Unix seconds."""
         return [span for machine in self.machines for span in machine.kills]
+
+    @property
+    def killed(self) -> int:
+        """How many gateway processes were killed."""
+        return sum(machine.killed for machine in self.machines)

@@ -16,6 +16,7 @@ import pytest
 from gateway.app import serve
 from gateway.database_role import RoleTooPowerful
 from gateway.log import Log
+from gateway.schema import NEEDED
 from gateway.settings import Settings
 from gateway.worker_link import DRAIN, METRICS, WorkerContext, encode_ask
 from tests.conftest import Database, Seed
@@ -71,7 +72,13 @@ class Running:
 
 
 @asynccontextmanager
-async def running(database_url: str, folder: Path, **settings: str) -> AsyncIterator[Running]:
+async def running(
+    database_url: str,
+    folder: Path,
+    *,
+    write: Callable[[bytes], bool] = lambda _: True,
+    **settings: str,
+) -> AsyncIterator[Running]:
     ours, theirs = socket.socketpair()
     listener = socket.create_server(("127.0.0.1", 0))
     listener.setblocking(False)
@@ -80,7 +87,7 @@ async def running(database_url: str, folder: Path, **settings: str) -> AsyncIter
         serve(
             Settings.from_env({**environ, **settings}),
             WorkerContext(number=0, listener=listener, channel=theirs),
-            log=Log(lambda _: True, now=lambda: 0.0),
+            log=Log(write, now=lambda: 0.0),
         )
     )
     run = Running(ours, listener, task)
@@ -127,6 +134,41 @@ async def test_it_becomes_ready_answers_and_drains(
     assert [row["reason"] for row in told] == ["no_route", "token_invalid"]
     with pytest.raises(OSError, match="Cannot connect"):
         await run.call(token)
+
+
+async def test_nothing_is_served_on_a_schema_that_is_too_old_until_it_is_migrated(
+    database: Database, owner: asyncpg.Connection, seed: Seed, tmp_path: Path
+) -> None:
+    token, _ = await seed.token()
+    (ran,) = await owner.fetch(
+        "DELETE FROM schema_migrations WHERE number = $1 RETURNING *", NEEDED
+    )
+    lines: list[bytes] = []
+
+    def write(line: bytes) -> bool:
+        lines.append(line)
+        return True
+
+    async with running(database.gateway_url, tmp_path / "journal", write=write) as run:
+        await run.until(lambda: any(b"run `kaixu migrate`" in line for line in lines))
+        await run.until(lambda: run.not_ready is not None and "listener" not in run.not_ready)
+        assert run.not_ready is not None
+        assert "database" in run.not_ready
+        assert await run.call(token) == (503, "database_away")
+        assert await owner.fetchval("SELECT count(*) FROM workers") == 0
+        await owner.execute("INSERT INTO schema_migrations SELECT $1, $2, $3, $4", *ran.values())
+        await run.ready()
+        assert await run.call(token) == (404, "no_route")
+
+
+async def test_a_newer_schema_will_do(
+    database: Database, owner: asyncpg.Connection, tmp_path: Path
+) -> None:
+    await owner.execute(
+        "INSERT INTO schema_migrations (number, name, checksum) VALUES (9999, '9999_new.sql', '')"
+    )
+    async with running(database.gateway_url, tmp_path / "journal") as run:
+        await run.ready()
 
 
 async def test_a_vendor_is_called_as_soon_as_it_is_added(

@@ -54,6 +54,8 @@ class Worker(Watched):
         self.lags: list[float] = []
         self.heartbeats = 0
         self.unshipped: float | None = None
+        self.ledger_place: tuple[int, str] | None = None
+        self.ledgers_lost = 0
         self.offset = 0.0  # added to the boot-time clock
         handed_in: dict[str, Any] = {
             "connect": connect,
@@ -68,6 +70,8 @@ class Worker(Watched):
             "on_recall": self._on_recall,
             "on_stale_streams": self._on_stale_streams,
             "unshipped_since": lambda: self.unshipped,
+            "ledger_place": lambda: self.ledger_place,
+            "on_ledger_lost": self._on_ledger_lost,
             "on_lag": self.lags.append,
             "on_heartbeat": self._on_heartbeat,
             "on_lost": self._on_lost,
@@ -89,6 +93,11 @@ class Worker(Watched):
         self.notify()
         if self.reset_errors:
             raise self.reset_errors.pop()
+
+    def _on_ledger_lost(self) -> None:
+        self.ledgers_lost += 1
+        self.ledger_place = None
+        self.notify()
 
     def _on_recall(self, kind: str, subject_id: str) -> None:
         self.recalls.append((kind, subject_id))
@@ -458,6 +467,24 @@ async def test_heartbeats_go_on_without_changes_and_say_how_far_it_is(
     )
     assert row
     assert tuple(row) == (ordinal, 1_750_000_000.5, True)
+
+
+async def test_a_heartbeat_tells_a_ledger_that_lost_the_row_it_is_known_by(
+    worker: Worker, owner: asyncpg.Connection
+) -> None:
+    row_id = str(uuid.uuid4())
+    await owner.execute(
+        "INSERT INTO usage_events (id, ordinal, call_id, time, month, org_id, status, counted, "
+        "usage_source) VALUES ($1, 7, $1, now(), '2026-11-01', $1, 'unaccounted', true, 'none')",
+        row_id,
+    )
+    worker.ledger_place = (7, row_id)
+    beaten = worker.heartbeats
+    await worker.until(lambda: worker.heartbeats > beaten + 2)
+    assert worker.ledgers_lost == 0
+    await owner.execute("UPDATE usage_events SET ordinal = 8 WHERE id = $1", row_id)
+    await worker.until(lambda: worker.ledgers_lost == 1)
+    assert worker.resets == 0, "the change log has not changed"
 
 
 async def test_a_recall_is_heard_and_nonsense_is_not(

@@ -378,6 +378,69 @@ async def test_rows_gather_longer_while_there_are_many(
     journal.close()
 
 
+async def lose(owner: asyncpg.Connection, *, after: int) -> None:
+    """Take the ledger back to where it was, as a standby is that lagged behind."""
+    await owner.execute("DELETE FROM usage_events WHERE ordinal > $1", after)
+    await owner.execute("UPDATE ledger_head SET last = $1", after)
+
+
+async def test_a_ledger_without_the_row_that_was_its_last_is_another_one(
+    owner: asyncpg.Connection, gateway_pool: asyncpg.Pool
+) -> None:
+    lost: list[tuple[int, str] | None] = []
+    ledger = Ledger(gateway_pool, events=LedgerEvents(on_lost=lambda: lost.append(ledger.place)))
+    rows = [make_row() for _ in range(4)]
+    await ledger.append(rows[:2])
+    assert ledger.place == (2, json.loads(rows[1])["id"])
+    await Ledger(gateway_pool).append(rows[2:3])
+    await ledger.append(rows[3:])
+    assert ledger.place == (4, json.loads(rows[3])["id"])
+    assert not lost
+
+    await lose(owner, after=3)
+    new = make_row()
+    await Ledger(gateway_pool).append([new])  # which has the lost row's number
+    assert await ledger.append(rows) == 1
+    assert lost == [None]
+    assert ledger.place == (5, json.loads(rows[3])["id"])
+    assert await ledger.append(rows) == 0
+    assert lost == [None], "once is enough"
+
+
+async def test_rows_that_a_database_lost_are_shipped_again(
+    tmp_path: Path, owner: asyncpg.Connection, gateway_pool: asyncpg.Pool
+) -> None:
+    journal = Journal.create(tmp_path, worker_id=ids.new(), boot_id="boot")
+    ledger = Ledger(gateway_pool, events=LedgerEvents(on_lost=journal.reship))
+    rows = [make_row() for _ in range(5)]
+    for row in rows:
+        call_id = json.loads(row)["id"]
+        journal.open_call(call_id, row, admitted=7.0, block_ids=())
+        journal.close_call(call_id, row)
+        await ledger.ship(journal)
+    assert await owner.fetchval("SELECT count(*) FROM usage_events") == 5
+    await lose(owner, after=2)
+    row = make_row()
+    journal.open_call(json.loads(row)["id"], row, admitted=7.0, block_ids=())
+    journal.close_call(json.loads(row)["id"], row)
+    while journal.unshipped_since() is not None:
+        await ledger.ship(journal)
+    told = {str(one["id"]) for one in await owner.fetch("SELECT id FROM usage_events")}
+    assert told == {json.loads(one)["id"] for one in (*rows, row)}
+    journal.close()
+
+
+async def test_who_appends_at_once_never_takes_the_ledger_for_another(
+    gateway_pool: asyncpg.Pool,
+) -> None:
+    lost: list[None] = []
+    ledger = Ledger(gateway_pool, events=LedgerEvents(on_lost=lambda: lost.append(None)))
+    await asyncio.gather(*(ledger.append([make_row(), make_row()]) for _ in range(40)))
+    assert ledger.place is not None
+    assert ledger.place[0] == 80
+    assert not lost
+
+
 async def test_an_abandoned_journal_is_finished_even_where_finishing_it_broke_off(
     tmp_path: Path, owner: asyncpg.Connection, gateway_pool: asyncpg.Pool
 ) -> None:
