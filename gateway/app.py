@@ -355,8 +355,7 @@ class Worker:
         await self._calls_ended(by=self._loop.time() + CUT_SECONDS_MAX)
 
     async def _calls_ended(self, *, by: float) -> None:
-        while self._lane.tasks and self._loop.time() < by:
-            await asyncio.wait(set(self._lane.tasks), timeout=by - self._loop.time())
+        await self._lane.ended(by=by)
 
     async def _answers_taken(self, *, by: float) -> None:
         """Let slow clients take what is left of answers: a call ends when all is written."""

@@ -27,6 +27,7 @@ from gateway.proxy.address_window import AddressWindow
 from gateway.proxy.call_record import CallRecord, RecordKeeper, Status, header_text
 from gateway.proxy.cloud_paths import find, guess_wire
 from gateway.proxy.endpoints import Match, in_format
+from gateway.proxy.errand import as_a_task
 from gateway.proxy.error_responses import error_response
 from gateway.proxy.exchange import Exchange
 from gateway.proxy.held_relay import HeldRelay
@@ -146,8 +147,8 @@ class Call:
         if self.relay is not None:
             is_about_token = error.status == HTTPStatus.UNAUTHORIZED
             self.relay.cut(Status.REVOKED if is_about_token else Status.DEADLINE, error)
-        elif self.exchange.task is not None:
-            self.exchange.task.cancel()
+        elif self.exchange.errand is not None:
+            self.exchange.errand.cancel()
 
 
 class Calls:
@@ -437,6 +438,7 @@ class Calls:
         warm = None if fresh else self._pool.take_idle(origin)
         if warm is not None:
             return warm
+        await as_a_task()  # connecting has a deadline
         try:
             return await self._pool.connect(origin)
         except GatewayError as error:
@@ -506,8 +508,7 @@ class Calls:
         self._relays.add(relay)
         self._metrics.stream_opened()
         try:
-            outcome: Outcome = await relay.outcome
-            return outcome
+            return await relay.outcome
         except asyncio.CancelledError:
             relay.on_client_gone()
             raise

@@ -62,7 +62,7 @@ class Owner(Protocol):
         """Let a connection go that was lost."""
 
     def start(self, exchange: Exchange) -> None:
-        """Start the task that answers an exchange."""
+        """Begin to answer an exchange."""
 
     def refuse(self, exchange: Exchange, error: GatewayError) -> None:
         """Answer with an error."""
@@ -87,6 +87,7 @@ class ClientConnection(asyncio.Protocol):
         self._parser = httptools.HttpRequestParser(self)
         self._waiting: deque[Exchange] = deque()  # the first is being answered
         self._reading: Exchange | None = None  # whose body is being read
+        self._unstarted: Exchange | None = None  # first in line, and came with the present read
         self._line: bytes | None = None  # what came of the request line that began a read
         self._target = b""
         self._headers: Headers = []
@@ -132,8 +133,8 @@ class ClientConnection(asyncio.Protocol):
             exchange.answered = True
             if exchange.sink is not None:
                 exchange.sink.on_client_gone()
-            elif exchange.task is not None:
-                exchange.task.cancel()
+            elif exchange.errand is not None:
+                exchange.errand.cancel()
 
     def data_received(self, data: bytes) -> None:
         """Parse one read, in pieces where it is large."""
@@ -182,6 +183,19 @@ class ClientConnection(asyncio.Protocol):
                 self._refuse(HeadTooLarge())
             elif reading is not None:
                 self._check_framing(reading, body_bytes, len(data))
+        self._run_on()
+
+    def _run_on(self) -> None:
+        """Have the first in line answered: begin with it, or tell it of its body.
+
+        Not while the parser is at work: what it gave is whole then, in most cases all of it.
+        """
+        exchange = self._unstarted
+        if exchange is not None:
+            self._unstarted = None
+            self._lane.start(exchange)
+        elif self._waiting:
+            self._waiting[0].tell_body()
 
     def _begin_head(self) -> None:
         """A head begins with this read."""
@@ -306,7 +320,7 @@ class ClientConnection(asyncio.Protocol):
         self._framing_bytes = 0
         self._waiting.append(exchange)
         if len(self._waiting) == 1:
-            self._lane.start(exchange)
+            self._unstarted = exchange
 
     def on_body(self, body: bytes) -> None:
         """Take a piece of the body."""
@@ -358,8 +372,12 @@ class ClientConnection(asyncio.Protocol):
                 self._close()
             else:
                 self._linger()
-        elif self._waiting:
-            self._lane.start(self._waiting[0])
+        elif self._waiting:  # in the loop's next round: the one before is not yet over
+            self._lane.loop.call_soon(self._start_next, self._waiting[0])
+
+    def _start_next(self, exchange: Exchange) -> None:
+        if self._waiting and self._waiting[0] is exchange:
+            self._lane.start(exchange)
 
     def abort(self) -> None:
         """Break the connection."""
@@ -400,6 +418,7 @@ class ClientConnection(asyncio.Protocol):
             and exchange.body_error is None
         ):
             exchange.fail_body(RequestTooSlow())
+            exchange.tell_body()
 
     def _sweep_lingering(self, lingering_since: float, now: float) -> None:
         """Give up on a client that goes on sending, or does nothing any more."""

@@ -14,6 +14,7 @@ from gateway.auth.caller import Caller
 from gateway.errors import BodyInvalid, ModelNotAllowed, NoRoute, RequestInvalid, UnsupportedBody
 from gateway.proxy.body import DecidingFields
 from gateway.proxy.endpoints import Endpoint, Match
+from gateway.proxy.errand import as_a_task
 from gateway.proxy.exchange import Exchange
 from gateway.proxy.headers import (
     asks_for_part,
@@ -174,6 +175,7 @@ class Preparation:
                 model=request.model,
                 stream=request.stream,
             )
+            await as_a_task()  # the hook has a deadline
             async with asyncio.timeout(HOOK_SECONDS_MAX):
                 await self._before_call(facts, body)
         return request

@@ -28,6 +28,7 @@ from gateway.metering.sse import EventBoundary, UsageEventFilter
 from gateway.metering.usage import Usage
 from gateway.proxy.call_record import CallRecord, Status, header_text
 from gateway.proxy.endpoints import Endpoint
+from gateway.proxy.errand import News
 from gateway.proxy.error_responses import mask_keys, stream_error
 from gateway.proxy.exchange import Exchange, Headers
 from gateway.proxy.headers import downstream_headers
@@ -101,7 +102,7 @@ class Relay:
         `on_answer()`: an answer begins, so that the request won't be sent again. `stored`: it has
         to do with stored objects.
         """
-        self.outcome = loop.create_future()
+        self.outcome: News[Outcome] = News()
         self.error: GatewayError | None = None
         self.connection: UpstreamConnection | None = None
         self._exchange = exchange
@@ -314,7 +315,7 @@ class Relay:
         self._interrupt(error)
         self._abort_vendor()
         self._leave()
-        self.outcome.set_exception(error)
+        self.outcome.fail(error)
 
     def _interrupt(self, error: Exception) -> None:
         """Close the record of a call that our own code failed, if it is still open."""
@@ -476,7 +477,7 @@ class Relay:
     def _done(self, outcome: Outcome) -> None:
         self._leave()
         if not self.outcome.done():
-            self.outcome.set_result(outcome)
+            self.outcome.tell(outcome)
 
 
 def _content_length(headers: Headers) -> int | None:

@@ -365,7 +365,7 @@ def test_an_edit_changes_one_value_and_no_other_byte(
 def members_one_by_one(text: str) -> list[tuple[str, bool, tuple[int, int]]]:
     """Return name, whether it has escapes, and place of each top member, by `json` alone."""
     decoder = json.JSONDecoder()
-    found = []
+    found: list[tuple[str, bool, tuple[int, int]]] = []
     at = text.index("{") + 1
     while True:
         at += len(text[at:]) - len(text[at:].lstrip(" \t\r\n,"))
