@@ -53,8 +53,9 @@ from gateway.proxy.refusal_log import RefusalLog
 from gateway.proxy.relay import RelayTimes
 from gateway.proxy.resumable_uploads import UploadTickets
 from gateway.proxy.route_loader import RouteLoader
+from gateway.proxy.routing import Origin
 from gateway.proxy.stored_owners import StoredOwners
-from gateway.proxy.upstream import Origin, UpstreamPool, make_dial
+from gateway.proxy.upstream import UpstreamPool, make_dial
 from gateway.proxy.vendor_credentials import TokenKeeper
 from gateway.settings import Settings
 from gateway.sql import DATABASE_FAULTS

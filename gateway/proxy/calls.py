@@ -44,7 +44,7 @@ from gateway.proxy.relay import Outcome, Relay, RelayTimes
 from gateway.proxy.resumable_uploads import UploadTickets
 from gateway.proxy.routing import RoutingTable, Target
 from gateway.proxy.stored_calls import StoredCalls, StoredRecords, relay_class
-from gateway.proxy.upstream import Origin, UpstreamConnection, UpstreamPool
+from gateway.proxy.upstream import UpstreamConnection, UpstreamPool
 
 ATTEMPTS_MAX: Final = 2  # the second only when a reused connection died before any byte
 
@@ -434,7 +434,7 @@ class Calls:
             raise DatabaseAway
 
     async def _connection(self, target: Target, *, fresh: bool) -> UpstreamConnection:
-        origin = Origin.of(target)
+        origin = target.origin
         warm = None if fresh else self._pool.take_idle(origin)
         if warm is not None:
             return warm

@@ -109,12 +109,12 @@ class Exchange:
         self.answered = False
         self.body_whole = False
         self.body_error: GatewayError | None = None
-        self._body = bytearray()
+        self._body: bytes | bytearray = b""
         self._body_news: News[None] | None = None
         self._charged = 0
         self._holders: tuple[str, ...] = connection.body_holders
         self._chunked = False
-        self._out: list[bytes] = []
+        self._out: list[bytes] = []  # to be written
 
     @property
     def address(self) -> str:
@@ -128,7 +128,10 @@ class Exchange:
 
         Raises BodyTooLarge, BodyBudgetSpent, RequestTooSlow.
         """
-        self._charge_org("org:" + org_id)
+        holder = "org:" + org_id
+        if self._charged:
+            self._connection.budget.share(self._charged, holder)
+        self._holders = (*self._holders, holder)
         if not self.body_whole and self.body_error is None:
             if self.expects_continue:
                 self._connection.write(_CONTINUE)
@@ -136,21 +139,15 @@ class Exchange:
             await self._body_news
         if self.body_error is not None:
             raise self.body_error
-        body, self._body = bytes(self._body), bytearray()
-        return body
-
-    def _charge_org(self, holder: str) -> None:
-        budget = self._connection.budget
-        if self._charged:
-            budget.share(self._charged, holder)
-        self._holders = (*self._holders, holder)
+        body, self._body = self._body, b""
+        return bytes(body)  # no copy of one that came in a piece
 
     def feed_body(self, data: bytes) -> None:
         """Take in a piece of the body. Past an error or the answer it is read and dropped."""
         if self.body_error is not None or self.answered:
             return
         size = len(data)
-        if len(self._body) + size > REQUEST_BODY_BYTES_MAX:
+        if self._charged + size > REQUEST_BODY_BYTES_MAX:
             self.fail_body(BodyTooLarge())
             return
         try:
@@ -159,7 +156,12 @@ class Exchange:
             self.fail_body(error)
             return
         self._charged += size
-        self._body += data
+        if not self._body:
+            self._body = data
+        elif isinstance(self._body, bytearray):
+            self._body += data
+        else:
+            self._body = bytearray(self._body) + data
 
     def end_body(self) -> None:
         """The body is whole. Who waits for it hears of it from `tell_body`."""
@@ -181,7 +183,7 @@ class Exchange:
         if self._charged:
             self._connection.budget.give_back(self._charged, self._holders)
             self._charged = 0
-            self._body = bytearray()
+            self._body = b""
 
     # the answer
 

@@ -11,7 +11,6 @@ import asyncio
 import ssl
 from collections import deque
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
 from typing import Final, Protocol, cast
 
 import httptools
@@ -24,7 +23,7 @@ from gateway.limits import (
     RESPONSE_HEADERS_MAX,
     WRITE_BUFFER_BYTES_MAX,
 )
-from gateway.proxy.routing import Target
+from gateway.proxy.routing import Origin
 
 Headers = list[tuple[bytes, bytes]]
 
@@ -35,24 +34,6 @@ INTERIM_RESPONSES_MAX: Final = 8  # 1xx answers before the real one
 _NO_BODY: Final = (204, 304)
 _INTERIM_END: Final = 200
 _SWITCHING_PROTOCOLS: Final = 101
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Origin:
-    """Where connections go: what two targets must share to share a connection."""
-
-    scheme: str
-    host: str
-    port: int
-    allow_private: bool
-
-    @classmethod
-    def of(cls, target: Target) -> "Origin":
-        """Return where a target's connections go."""
-        base = target.base
-        return cls(
-            scheme=base.scheme, host=base.host, port=base.port, allow_private=target.is_private
-        )
 
 
 class Reply(Protocol):
