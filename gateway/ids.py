@@ -7,6 +7,8 @@ import os
 from collections.abc import Callable
 from typing import Final
 
+_RANDOM_DIGITS: Final = 20  # fetched for an id, of which 74 bits are used
+_VARIANTS: Final = {digit: "89ab"[int(digit, 16) & 0b11] for digit in "0123456789abcdef"}
 _RANDOM_POOL_BYTES: Final = 10 * 256  # randomness is fetched for 256 ids at a time
 
 
@@ -21,23 +23,17 @@ class IdMaker:
         """`unix_seconds` dates the ids; `random_bytes(n)` gives n unpredictable bytes."""
         self._unix_seconds = unix_seconds
         self._random_bytes = random_bytes
-        self._pool = b""
+        self._pool = ""  # in hexadecimal digits
         self._at = 0
 
     def new(self) -> str:
         """Return a new id, such as '01936b2e-7c51-7d3a-9b0e-3f6c5a1d2e4f'."""
-        if self._at >= len(self._pool):
-            self._pool = self._random_bytes(_RANDOM_POOL_BYTES)
-            self._at = 0
-        random = int.from_bytes(self._pool[self._at : self._at + 10], "big")
-        self._at += 10
-        milliseconds = int(self._unix_seconds() * 1000)
-        value = (
-            (milliseconds & 0xFFFF_FFFF_FFFF) << 80
-            | 0x7 << 76
-            | (random >> 68 & 0xFFF) << 64
-            | 0b10 << 62
-            | random & 0x3FFF_FFFF_FFFF_FFFF
-        )
-        text = f"{value:032x}"
-        return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
+        at = self._at
+        if at >= len(self._pool):
+            self._pool = self._random_bytes(_RANDOM_POOL_BYTES).hex()
+            at = 0
+        self._at = at + _RANDOM_DIGITS
+        random = self._pool[at : self._at]
+        time = f"{int(self._unix_seconds() * 1000):012x}"
+        variant = _VARIANTS[random[3]]
+        return f"{time[:8]}-{time[8:]}-7{random[:3]}-{variant}{random[4:7]}-{random[7:19]}"

@@ -259,14 +259,15 @@ class Calls:
                     exchange, GatewayError(), call_id=call_id, caller=call.caller if call else None
                 )
         finally:
-            if call is not None:
-                self._end(call)
-            exchange.release_body()
+            self._end(exchange, call)
 
-    def _end(self, call: Call) -> None:
-        self._live.unregister(call)
-        if call.permits:
-            self._permits.release(call.permits)
+    def _end(self, exchange: Exchange, call: Call | None) -> None:
+        if call is not None:
+            self._live.unregister(call)
+            if call.permits:
+                self._permits.release(call.permits)
+        if not exchange.answered:
+            exchange.release_body()
 
     def refuse(
         self,
@@ -384,16 +385,19 @@ class Calls:
         for attempt in range(1, ATTEMPTS_MAX + 1):
             if limits and attempt == 1:
                 self._allowances.known_spent(limits)
-            if self._credential_ready is not None and request.target.signer is not None:
-                await self._credential_ready(request.target)
-            connection = await self._connection(request.target, fresh=attempt > 1)
+            target = request.target
+            if self._credential_ready is not None and target.signer is not None:
+                await self._credential_ready(target)
+            warm = self._pool.take_idle(target.origin) if attempt == 1 else None
+            connection = warm or await self._connect(target)
             try:
                 attempt_id = call.id if attempt == 1 else self._new_id()
                 blocks = self._allowances.take(limits) if limits else ()
                 while blocks is None:
                     await self._refill(limits, attempt=attempt)
                     if not connection.is_open:
-                        connection = await self._connection(request.target, fresh=False)
+                        warm = self._pool.take_idle(target.origin)
+                        connection = warm or await self._connect(target)
                     blocks = self._allowances.take(limits)
             except BaseException:
                 self._pool.put_back(connection)
@@ -408,7 +412,17 @@ class Calls:
                 attempt_id=attempt_id,
                 retry_of=previous,
             )
-            outcome = await self._outcome(call, relay)
+            self._relays.add(relay)
+            self._metrics.stream_opened()
+            try:
+                outcome = await relay.outcome
+            except asyncio.CancelledError:
+                relay.on_client_gone()
+                raise
+            finally:
+                self._metrics.stream_closed()
+                self._relays.discard(relay)
+                call.relay = None
             if outcome is Outcome.ANSWERED:
                 return
             if outcome is Outcome.HELD:
@@ -433,14 +447,10 @@ class Calls:
         if not self._lease_holds():
             raise DatabaseAway
 
-    async def _connection(self, target: Target, *, fresh: bool) -> UpstreamConnection:
-        origin = target.origin
-        warm = None if fresh else self._pool.take_idle(origin)
-        if warm is not None:
-            return warm
+    async def _connect(self, target: Target) -> UpstreamConnection:
         await as_a_task()  # connecting has a deadline
         try:
-            return await self._pool.connect(origin)
+            return await self._pool.connect(target.origin)
         except GatewayError as error:
             self._metrics.vendor_error(target.name, error.reason)
             raise
@@ -503,19 +513,6 @@ class Calls:
         except Exception as error:  # noqa: BLE001 - whoever waits for this call hears of it
             relay.on_defect(error)
         return relay
-
-    async def _outcome(self, call: Call, relay: Relay) -> Outcome:
-        self._relays.add(relay)
-        self._metrics.stream_opened()
-        try:
-            return await relay.outcome
-        except asyncio.CancelledError:
-            relay.on_client_gone()
-            raise
-        finally:
-            self._metrics.stream_closed()
-            self._relays.discard(relay)
-            call.relay = None
 
 
 def _session_id(exchange: Exchange) -> str | None:

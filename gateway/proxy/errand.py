@@ -19,37 +19,32 @@ Told = TypeVar("Told")
 class News(Generic[Told]):
     """Something that one coroutine waits for, told once by a plain call."""
 
-    __slots__ = ("_error", "_is_told", "_told", "on_told")
+    __slots__ = ("_error", "_told", "is_told", "on_told")
 
     def __init__(self) -> None:
-        self._is_told = False
+        self.is_told = False
         self._told: Told | None = None
         self._error: BaseException | None = None
         self.on_told: Callable[[], None] | None = None  # runs on who waits, if anyone does
 
-    def done(self) -> bool:
-        """Return whether it was told."""
-        return self._is_told
-
     def tell(self, what: Told) -> None:
         """Tell it, and run who waits for it."""
-        self._is_told = True
+        self.is_told = True
         self._told = what
-        self._run_on()
+        on_told, self.on_told = self.on_told, None
+        if on_told is not None:
+            on_told()
 
     def fail(self, error: BaseException) -> None:
         """Have it raise this for who waits for it."""
-        self._is_told = True
+        self.is_told = True
         self._error = error
-        self._run_on()
-
-    def _run_on(self) -> None:
         on_told, self.on_told = self.on_told, None
         if on_told is not None:
             on_told()
 
     def __await__(self) -> Generator[Any, None, Told]:
-        if not self._is_told:
+        if not self.is_told:
             yield self
         if self._error is not None:
             raise self._error

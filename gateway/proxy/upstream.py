@@ -37,7 +37,10 @@ _SWITCHING_PROTOCOLS: Final = 101
 
 
 class Reply(Protocol):
-    """What a connection tells about the answer to its request, in this order."""
+    """What a connection tells about the answer to its request, in this order.
+
+    Names of headers are in lower case.
+    """
 
     def on_head(self, status: int, reason: bytes, headers: Headers) -> None:
         """The answer's head came."""
@@ -163,22 +166,18 @@ class UpstreamConnection(asyncio.BufferedProtocol):
         return self._buffer
 
     def buffer_updated(self, nbytes: int) -> None:
-        """Take what a read has brought."""
-        self.data_received(bytes(self._buffer[:nbytes]))
-
-    def data_received(self, data: bytes) -> None:
-        """Parse one read and hand it on."""
+        """Parse what a read has brought, and hand it on."""
         reply = self._reply
         if reply is None:  # an answer that nobody asked for
             self.abort()
             return
         self._any_byte = True
-        if len(data) >= READ_BUFFER_BYTES:
+        if nbytes >= READ_BUFFER_BYTES:
             self._let_others_read()
         if not self._head_done:
-            self._head_bytes += len(data)
+            self._head_bytes += nbytes
         try:
-            self._parser.feed_data(data)
+            self._parser.feed_data(self._buffer[:nbytes])
         except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
             defect = _defect_of(error)
             if defect is not None:
@@ -253,13 +252,15 @@ class UpstreamConnection(asyncio.BufferedProtocol):
 
     def _finish(self, reply: Reply) -> None:
         self._reply = None
+        transport = self.transport
         keep = (
             self._keep_alive
             and self._delimited
             and not self._extra
-            and self.is_open
+            and transport is not None
+            and not transport.is_closing()
             # An answer that did not wait for the whole request says nothing about its rest.
-            and not cast("asyncio.Transport", self.transport).get_write_buffer_size()
+            and not transport.get_write_buffer_size()
         )
         reply.on_end()
         reply.on_read_done()
@@ -282,7 +283,7 @@ class UpstreamConnection(asyncio.BufferedProtocol):
         """Keep a header; bounded. One that comes after the head is a trailer, and dropped."""
         if len(self._headers) >= RESPONSE_HEADERS_MAX:
             raise _HeadTooLarge
-        self._headers.append((name, value))
+        self._headers.append((name.lower(), value))
 
     def on_headers_complete(self) -> None:
         """Tell the head, or skip an interim answer."""
@@ -298,7 +299,12 @@ class UpstreamConnection(asyncio.BufferedProtocol):
             self._reason = b""
             return
         self._keep_alive = self._parser.should_keep_alive()
-        self._delimited = status in _NO_BODY or any(_delimits(*header) for header in headers)
+        self._delimited = status in _NO_BODY
+        for name, value in headers:
+            if name == b"content-length" or (
+                name == b"transfer-encoding" and value.rstrip().lower().endswith(b"chunked")
+            ):  # another transfer coding does not tell where a body ends
+                self._delimited = True
         self._head_done = True
         if self._reply is not None:
             self._reply.on_head(status, self._reason, headers)
@@ -316,14 +322,6 @@ class UpstreamConnection(asyncio.BufferedProtocol):
         """Note the end; it is told when the read is done."""
         if self._head_done:
             self._ended = True
-
-
-def _delimits(name: bytes, value: bytes) -> bool:
-    """Return whether a header tells where a body ends; another transfer coding does not."""
-    name = name.lower()
-    return name == b"content-length" or (
-        name == b"transfer-encoding" and value.rstrip().lower().endswith(b"chunked")
-    )
 
 
 class _HeadTooLarge(Exception):

@@ -87,7 +87,8 @@ async def running(database_url: str, folder: Path, **settings: str) -> AsyncIter
     try:
         yield run
         if not task.done():
-            ours.sendall(encode_ask(DRAIN))
+            with suppress(BrokenPipeError):  # it has drained, and is about to be done
+                ours.sendall(encode_ask(DRAIN))
             await asyncio.wait_for(task, 15)
     finally:
         task.cancel()
