@@ -46,7 +46,7 @@ class Reply(Protocol):
         """The answer's head came."""
 
     def on_data(self, data: bytes) -> None:
-        """A piece of the body came, its framing removed."""
+        """A piece of the body came, its framing removed; all that one read has brought."""
 
     def on_end(self) -> None:
         """The body is whole; the connection may serve another request."""
@@ -96,6 +96,9 @@ class UpstreamConnection(asyncio.BufferedProtocol):
         self.idle_since = 0.0
         self._reply: Reply | None = None
         self._any_byte = False
+        self._pieces: list[bytes] = []  # of the body, that the present read has brought
+        self._pieces_of_body = 0  # how many of them, where the body's end has come
+        self.on_body = self._pieces.append  # the parser's callback, without a call of ours
         self._reset()
 
     def _reset(self) -> None:
@@ -176,6 +179,7 @@ class UpstreamConnection(asyncio.BufferedProtocol):
             self._let_others_read()
         if not self._head_done:
             self._head_bytes += nbytes
+        is_broken = False
         try:
             self._parser.feed_data(self._buffer[:nbytes])
         except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
@@ -183,22 +187,31 @@ class UpstreamConnection(asyncio.BufferedProtocol):
             if defect is not None:
                 self._fail(reply, defect)
                 return
-            if not self._ended:
-                self._break()
-                return
-            self._extra = True  # the answer is whole, whatever came behind it
-        if self._reply is None:  # given up while it was told
-            return
-        if not self._head_done and self._head_bytes > RESPONSE_HEAD_BYTES_MAX:
-            self._break()
-            return
+            self._extra = self._ended  # then the answer is whole, whatever came behind it
+            is_broken = not self._ended
         try:
-            if self._ended:
+            if self._pieces:
+                self._hand_on(reply)
+            if self._reply is None:  # given up while it was told
+                return
+            if is_broken or (not self._head_done and self._head_bytes > RESPONSE_HEAD_BYTES_MAX):
+                self._break()
+            elif self._ended:
                 self._finish(reply)
             else:
                 reply.on_read_done()
         except Exception as error:  # noqa: BLE001 - one call's defect is that call's end
             self._fail(reply, error)
+
+    def _hand_on(self, reply: Reply) -> None:
+        """Tell what a read has brought of the body, at once: however it was cut into chunks."""
+        pieces = self._pieces
+        if self._ended:
+            del pieces[self._pieces_of_body :]
+        data = pieces[0] if len(pieces) == 1 else b"".join(pieces)
+        pieces.clear()
+        if data and self._reply is not None:
+            reply.on_data(data)
 
     def _let_others_read(self) -> None:
         """Read on in the loop's next round: it would stay with a fast vendor for many reads."""
@@ -309,19 +322,15 @@ class UpstreamConnection(asyncio.BufferedProtocol):
         if self._reply is not None:
             self._reply.on_head(status, self._reason, headers)
 
-    def on_body(self, data: bytes) -> None:
-        """Hand a piece of the body on."""
-        if self._reply is not None and not self._ended:
-            self._reply.on_data(data)
-
     def on_message_begin(self) -> None:
         """Note what nobody asked for: another answer behind the one that is whole."""
         self._extra = self._ended
 
     def on_message_complete(self) -> None:
         """Note the end; it is told when the read is done."""
-        if self._head_done:
+        if self._head_done and not self._ended:
             self._ended = True
+            self._pieces_of_body = len(self._pieces)
 
 
 class _HeadTooLarge(Exception):
