@@ -7,13 +7,13 @@ loop. The answer's way back is `relay.py`; how bytes reach clients is `lane.py`.
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Collection, Sequence
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from http import HTTPStatus
-from typing import Final, Protocol
+from typing import Final
 
 from gateway.auth.authenticate import token_candidates
-from gateway.auth.caller import Caller, Subject
+from gateway.auth.caller import Caller
 from gateway.errors import (
     DatabaseAway,
     Draining,
@@ -24,6 +24,16 @@ from gateway.errors import (
 )
 from gateway.permit_limit import PermitLimit
 from gateway.proxy.address_window import AddressWindow
+from gateway.proxy.call_parts import (
+    Allowances,
+    Authenticator,
+    CallMetrics,
+    CredentialReady,
+    Limits,
+    OnDefect,
+    OnRefusal,
+    Permits,
+)
 from gateway.proxy.call_record import CallRecord, RecordKeeper, Status, header_text
 from gateway.proxy.cloud_paths import find, guess_wire
 from gateway.proxy.endpoints import Match, in_format
@@ -53,78 +63,11 @@ _SESSION_HEADERS: Final = frozenset(
 )
 _HEALTHY: Final = b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\nx-content-type-options: nosniff\r\n\r\n"
 
-Limits = tuple[Subject, ...]
 # A page may send what its SDK sends: the token in it is what counts.
 _PREFLIGHT: Final = (
     b"HTTP/1.1 204 No Content\r\naccess-control-allow-methods: GET, POST, PUT, PATCH, DELETE\r\n"
     b"access-control-allow-headers: *, authorization\r\naccess-control-max-age: 600\r\n\r\n"
 )
-
-
-class Authenticator(Protocol):
-    """Finds out who is calling."""
-
-    def find_cached(self, token: bytes) -> Caller | None:
-        """Return the caller if that takes no waiting."""
-
-    async def authenticate(self, candidates: Sequence[bytes], address: str) -> Caller:
-        """Return the caller. Raises GatewayError."""
-
-    async def authenticate_digest(self, digest: bytes, address: str) -> Caller:
-        """Return the caller whose token has this digest. Raises GatewayError."""
-
-
-class Allowances(Protocol):
-    """How many calls are left."""
-
-    def known_spent(self, limits: Limits) -> None:
-        """Raise MonthlyLimitReached where it is known that nothing is left."""
-
-    def take(self, limits: Limits) -> tuple[str, ...] | None:
-        """Take one unit of each; the blocks they came from, or None where one has none here."""
-
-    def put_back(self, limits: Limits, block_ids: tuple[str, ...]) -> None:
-        """Undo a `take` in the step in which it was made."""
-
-    async def refill(self, limits: Limits) -> None:
-        """Return when it is worth taking. Raises MonthlyLimitReached, DatabaseAway."""
-
-
-class Permits(Protocol):
-    """How many calls may begin now, and be open."""
-
-    def take(self, limits: Sequence[PermitLimit]) -> bool:
-        """Take one permit of each, or none and return False."""
-
-    def release(self, limits: Sequence[PermitLimit]) -> None:
-        """A call that took these has ended."""
-
-    async def refill(self, limits: Sequence[PermitLimit]) -> None:
-        """Return when it is worth taking.
-
-        Raises RateWindowReached, ConcurrencyReached, DatabaseAway, Draining.
-        """
-
-
-class CallMetrics(Protocol):
-    """Counts what is not in a row."""
-
-    def refused(self, reason: str) -> None:
-        """Count a refusal."""
-
-    def vendor_error(self, vendor: str, kind: str) -> None:
-        """Count a vendor that could not be connected to; no row tells of it."""
-
-    def stream_opened(self) -> None:
-        """Count an answer under way."""
-
-    def stream_closed(self) -> None:
-        """Count its end."""
-
-
-CredentialReady = Callable[[Target], Awaitable[None]]
-OnRefusal = Callable[[GatewayError, Caller | None], None]
-OnDefect = Callable[[str, BaseException], None]
 
 
 @dataclass(slots=True, eq=False)
