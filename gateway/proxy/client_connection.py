@@ -8,7 +8,6 @@ in a reset.
 """
 
 import asyncio
-from collections import deque
 from typing import Final, Protocol, cast
 
 import httptools
@@ -85,7 +84,7 @@ class ClientConnection(asyncio.Protocol):
         self.body_holders: tuple[str, ...] = ()
         self._transport: asyncio.Transport | None = None
         self._parser = httptools.HttpRequestParser(self)
-        self._waiting: deque[Exchange] = deque()  # the first is being answered
+        self._waiting: list[Exchange] = []  # a few; the first is being answered
         self._reading: Exchange | None = None  # whose body is being read
         self._unstarted: Exchange | None = None  # first in line, and came with the present read
         self._line: bytes | None = None  # what came of the request line that began a read
@@ -126,7 +125,7 @@ class ClientConnection(asyncio.Protocol):
         """Tell the exchange that is being answered, drop the others."""
         self._transport = None
         self._lane.forget(self)
-        waiting, self._waiting = self._waiting, deque()
+        waiting, self._waiting = self._waiting, []
         for exchange in waiting:
             exchange.release_body()
             if exchange.answered:
@@ -377,7 +376,7 @@ class ClientConnection(asyncio.Protocol):
     def on_answered(self, exchange: Exchange) -> None:
         """Go on with the next request, or close."""
         if self._waiting and self._waiting[0] is exchange:
-            self._waiting.popleft()
+            del self._waiting[0]
         self._since = self._lane.loop.time()
         if self._closing:
             return

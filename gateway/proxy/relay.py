@@ -128,6 +128,7 @@ class Relay:
         self._error_body: bytearray | None = None  # held until it is whole
         self._meter: Meter = _NO_METER
         self._boundary: EventBoundary | FrameBoundary | None = None  # where there are events
+        self._is_encoded = False
         self._has_end_mark = False
         self._has_length = False
         self._bytes_down = 0
@@ -183,7 +184,10 @@ class Relay:
             self._has_end_mark = self._boundary is not None or is_in_lines(content_type)
         if content_encoding or self._boundary is None:
             self._filter = None
+        self._is_encoded = bool(content_encoding)
         self._begin(self._headers)
+        if self._exchange.started:  # streams are open for long, and heads are some KiB
+            self._headers = self._exchange.headers = []
 
     def _begin(self, headers: Headers, *, length: int | None = None) -> None:
         """Write the answer's head to the client."""
@@ -425,7 +429,7 @@ class Relay:
         )
         # A message of AWS's can't be broken off by a blank line.
         is_within = isinstance(boundary, FrameBoundary) and not boundary.at_boundary
-        if event is None or is_within or not exchange.can_take_bytes_of_ours or self._is_encoded():
+        if event is None or is_within or not exchange.can_take_bytes_of_ours or self._is_encoded:
             self._break(status, error)
             return
         self._close(status, complete=False, reason=error.reason)
@@ -440,9 +444,6 @@ class Relay:
         self._abort_vendor()
         self._exchange.abort()
         self._done(Outcome.ANSWERED)
-
-    def _is_encoded(self) -> bool:
-        return any(name == b"content-encoding" for name, _ in self._headers)
 
     def _close(self, status: Status, *, complete: bool, reason: str | None = None) -> None:
         if self._record.closed:

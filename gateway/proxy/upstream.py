@@ -81,7 +81,7 @@ class UpstreamConnection(asyncio.BufferedProtocol):
     """
 
     def __init__(
-        self, release: Callable[["UpstreamConnection"], None], *, buffer: bytearray
+        self, release: Callable[["UpstreamConnection"], None], *, buffer: memoryview
     ) -> None:
         """`release` takes the connection back into its pool.
 
@@ -89,7 +89,7 @@ class UpstreamConnection(asyncio.BufferedProtocol):
         step in which it comes.
         """
         self._release = release
-        self._buffer = memoryview(buffer)
+        self._buffer = buffer
         self.transport: asyncio.Transport | None = None
         self.reused = False
         self.paused = False
@@ -353,7 +353,7 @@ class UpstreamPool:
         self._dial = dial
         self._now = now
         self._idle: dict[Origin, deque[UpstreamConnection]] = {}
-        self._buffer = bytearray(READ_BUFFER_BYTES)
+        self._buffer = memoryview(bytearray(READ_BUFFER_BYTES))
 
     def take_idle(self, origin: Origin) -> UpstreamConnection | None:
         """Return a warm connection, or None."""
