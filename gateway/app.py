@@ -55,8 +55,9 @@ from gateway.proxy.refusal_log import RefusalLog
 from gateway.proxy.relay import RelayTimes
 from gateway.proxy.resumable_uploads import UploadTickets
 from gateway.proxy.route_loader import RouteLoader
+from gateway.proxy.routing import Origin
 from gateway.proxy.stored_owners import StoredOwners
-from gateway.proxy.upstream import Origin, UpstreamPool, make_dial
+from gateway.proxy.upstream import UpstreamPool, make_dial
 from gateway.proxy.vendor_credentials import TokenKeeper
 from gateway.schema import SchemaTooOld, check_schema
 from gateway.settings import Settings
@@ -370,8 +371,7 @@ class Worker:
         await self._calls_ended(by=self._loop.time() + CUT_SECONDS_MAX)
 
     async def _calls_ended(self, *, by: float) -> None:
-        while self._lane.tasks and self._loop.time() < by:
-            await asyncio.wait(set(self._lane.tasks), timeout=by - self._loop.time())
+        await self._lane.ended(by=by)
 
     async def _answers_taken(self, *, by: float) -> None:
         """Let slow clients take what is left of answers: a call ends when all is written."""

@@ -28,44 +28,30 @@ TOKENS_MAX: Final = 100_000  # looked at to find the end of one value that no AP
 FEED_BYTES: Final = 4 * 1024  # of a compressed body at once: gzip swells 1,032-fold at most
 UTF8_PIECE_BYTES: Final = 1024 * 1024  # checked at once; as text it may take four times that
 
-PLAIN_BYTES_MAX: Final = 2 * 1024  # of a body that is searched; longer ones are walked faster
-
 Span = tuple[int, int]
 
-_DECIDING: Final = frozenset(
+DECIDING: Final = frozenset(  # the members that decide
     {b"background", b"model", b"models", b"stream", b"stream_options", b"svg"}
 )
 _OF_SVG: Final = frozenset({b"model"})
 _OF_OPTIONS: Final = frozenset({b"include_usage"})
-_ESCAPED_NAME_BYTES_MAX: Final = 6 * max(map(len, _DECIDING | _OF_OPTIONS))  # all as \u0000
-_ESCAPE: Final = b"\\u00"  # how an escape begins that can hide a letter of theirs
-# One of their names in another case. U+017F is an `s` in lower case, U+212A a `k`. Only the first
-# letter is looked at for most names.
-_LETTERS_OF: Final = {
-    "s": rb"(?:s|\xc5\xbf|\\u017f)",
-    "k": rb"(?:k|\xe2\x84\xaa|\\u212a)",
-}
-_OTHER_CASE: Final = re.compile(
-    rb'"(?=[bms\xc5\\])(?!(?-i:%b)")(?:%b)"[ \t\r\n]*+:'
-    % (
-        b"|".join(sorted(_DECIDING)),
-        b"|".join(
-            b"".join(_LETTERS_OF.get(letter, letter.encode()) for letter in name.decode())
-            for name in sorted(_DECIDING)
-        ),
-    ),
-    re.IGNORECASE,
-)
+_ESCAPED_NAME_BYTES_MAX: Final = 6 * max(map(len, DECIDING | _OF_OPTIONS))  # all as \u0000
 _ABSENT: Final = msgspec.Raw()
+_STREAM_VALUES: Final = (b"", b"true", b"false", b"null")  # empty: it is not there
 _USAGE_ASKED: Final = b'"include_usage":true'
 
 # Possessive throughout: a long string must not pile up places to go back to.
 _SPACE: Final = re.compile(rb"[ \t\r\n]*+")
-_NAME: Final = re.compile(rb'"([^"\\]*+(?:\\.[^"\\]*+)*+)"[ \t\r\n]*+:[ \t\r\n]*+', re.DOTALL)
-_NEXT: Final = re.compile(rb"[ \t\r\n]*+(?:(,)[ \t\r\n]*+|\})")
+# A member, its value and what follows it; of a value that is no number, word or short plain text
+# only where it begins (then groups 2 and 3 are None).
+_MEMBER: Final = re.compile(
+    rb'"([^"\\]*+(?:\\.[^"\\]*+)*+)"[ \t\r\n]*+:[ \t\r\n]*+'
+    rb'(?:("[^"\\]{0,256}+"|[^"\[{ \t\r\n,}]++)[ \t\r\n]*+([,}])[ \t\r\n]*+)?',
+    re.DOTALL,
+)
+_NEXT: Final = re.compile(rb"[ \t\r\n]*+([,}])[ \t\r\n]*+")
 _STRING: Final = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"', re.DOTALL)
 _TOKEN: Final = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"|[\[\]{}]', re.DOTALL)
-_ATOM: Final = re.compile(rb"[^ \t\r\n,}]++")  # a number, true, false or null
 
 
 class Members(msgspec.Struct):
@@ -120,44 +106,36 @@ _decode_text: Final = msgspec.json.Decoder(str).decode
 _decode_texts: Final[Callable[[msgspec.Raw], list[str] | None]] = msgspec.json.Decoder(
     list[str] | None
 ).decode
-_decode_flag: Final = msgspec.json.Decoder(bool | None).decode
 _decode_options: Final[Callable[[msgspec.Raw], _Options | None]] = msgspec.json.Decoder(
     _Options | None
 ).decode
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class DecidingFields:
-    """What a body says that decides about its call.
+    """What a body says that decides about its call. Never changes; freezing it is too dear here.
 
     `background`: the answer is to be fetched later. `further_models`: what a vendor may use beside
     `model` or in its place (`models`; `svg.model`, which draws after a picture), None where that is
-    no name or no list of names. `text` is the JSON, opened where the body is compressed; `members`
-    is for `edited`.
+    no name or no list of names. `says_stream`: `stream` is there and not null. `streams_events`:
+    speech is asked for in events; it is one binary stream else. `text` is the JSON, opened where
+    the body is compressed; `members` and `spans` (where the values of members stand) are for edits.
     """
 
     model: str | None
     further_models: tuple[str, ...] | None
     background: bool
     stream: bool
+    says_stream: bool
+    streams_events: bool
     asks_usage: bool
-    has_stream_options: bool
     text: bytes = field(repr=False)
     members: Members = field(repr=False)
+    spans: dict[bytes, Span] = field(repr=False)
 
     def stores(self, *, by_default: bool) -> bool:
         """Return whether the vendor is asked to keep what it answers."""
         return by_default if self.members.store is _ABSENT else bytes(self.members.store) == b"true"
-
-    @property
-    def says_stream(self) -> bool:
-        """Whether `stream` is there and not null."""
-        return bytes(self.members.stream) in (b"true", b"false")
-
-    @property
-    def streams_events(self) -> bool:
-        """Whether speech is asked for in events; it is one binary stream else."""
-        return bytes(self.members.stream_format) == b'"sse"'
 
 
 def check_content_type(content_type: bytes) -> None:
@@ -176,20 +154,24 @@ def read_deciding_fields(
     """
     text = body if content_encoding is None else decoded_copy(body, content_encoding)
     members = decode_members(text)
-    if not _is_plain(text):
-        member_spans(text, 0, wanted=_DECIDING, members=members)
-    options = None
-    if members.stream_options is not _ABSENT:
-        options = _options(members.stream_options)
+    spans = member_spans(text, 0, wanted=DECIDING, members=members)
+    stream = b"" if members.stream is _ABSENT else bytes(members.stream)
+    if stream not in _STREAM_VALUES:
+        raise BodyInvalid("'stream' is neither true nor false.", param="stream")
+    options = None if members.stream_options is _ABSENT else _options(members.stream_options)
     return DecidingFields(
         model=_model(members.model, is_required=model_required),
-        further_models=_further_models(members),
+        further_models=() if _names_one_model(members) else _further_models(members),
         background=members.background is not _ABSENT and bytes(members.background) == b"true",
-        stream=members.stream is not _ABSENT and _stream(members.stream),
+        stream=stream == b"true",
+        says_stream=stream in (b"true", b"false"),
+        streams_events=(
+            members.stream_format is not _ABSENT and bytes(members.stream_format) == b'"sse"'
+        ),
         asks_usage=options is not None and options.include_usage is True,
-        has_stream_options=options is not None,
         text=text,
         members=members,
+        spans=spans,
     )
 
 
@@ -210,10 +192,7 @@ def edited(
 
     `inner`: edits inside of other members, by where they stand.
     """
-    text, members = fields.text, fields.members
-    spans: dict[bytes, Span] = {}
-    if model is not None or members.stream_options is not _ABSENT:
-        spans = member_spans(text, 0, wanted=_DECIDING, members=members)
+    text, spans = fields.text, fields.spans
     edits: list[tuple[Span, bytes]] = list(inner)
     if model is not None:
         edits.append((spans[b"model"], quoted(model)))
@@ -230,7 +209,7 @@ def edited(
 
 def quoted(text: str) -> bytes:
     """Return a text as it stands in a body."""
-    return json.dumps(text, ensure_ascii=False).encode()
+    return msgspec.json.encode(text)
 
 
 def decoded_copy(body: bytes, encoding: bytes, bytes_max: int = REQUEST_BODY_BYTES_MAX) -> bytes:
@@ -279,6 +258,10 @@ def _model(raw: msgspec.Raw, *, is_required: bool) -> str | None:
     return model
 
 
+def _names_one_model(members: Members) -> bool:
+    return members.models is _ABSENT and members.svg is _ABSENT
+
+
 def _further_models(members: Members) -> tuple[str, ...] | None:
     models = () if members.models is _ABSENT else _models(members.models)
     if models is None or not bytes(members.svg).startswith(b"{"):
@@ -297,13 +280,6 @@ def _models(raw: msgspec.Raw) -> tuple[str, ...] | None:
         return tuple(_decode_texts(raw) or ())
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return None
-
-
-def _stream(raw: msgspec.Raw) -> bool:
-    try:
-        return _decode_flag(raw) is True
-    except msgspec.MsgspecError as error:
-        raise BodyInvalid("'stream' is neither true nor false.", param="stream") from error
 
 
 def _options(raw: msgspec.Raw) -> _Options | None:
@@ -377,22 +353,6 @@ def _check_utf8(text: bytes) -> None:
         raise BodyInvalid("The request body is not UTF-8.") from error
 
 
-def _is_plain(text: bytes) -> bool:
-    """Return whether a body is small, and no name that decides is in it twice or in disguise."""
-    return (
-        len(text) <= PLAIN_BYTES_MAX
-        and _ESCAPE not in text
-        and text.count(b'"model"') < 2  # noqa: PLR2004
-        and text.count(b'"models"') < 2  # noqa: PLR2004
-        and text.count(b'"background"') < 2  # noqa: PLR2004
-        and text.count(b'"stream"') < 2  # noqa: PLR2004
-        and text.count(b'"stream_options"') < 2  # noqa: PLR2004
-        and text.count(b'"svg"') < 2  # noqa: PLR2004
-        and text.count(b'"include_usage"') < 2  # noqa: PLR2004
-        and _OTHER_CASE.search(text) is None
-    )
-
-
 def member_spans(
     text: bytes, at: int, *, wanted: frozenset[bytes], members: Members | None = None
 ) -> dict[bytes, Span]:
@@ -404,24 +364,27 @@ def member_spans(
     spans: dict[bytes, Span] = {}
     at = past_space(text, past_space(text, at) + 1)
     for _ in range(MEMBERS_MAX):
-        found = _NAME.match(text, at)
+        found = _MEMBER.match(text, at)
         if found is None:  # the object is empty
             return spans
-        name = found[1]
-        start = found.end()
-        raw = None if members is None or name not in _NAMES else getattr(members, _NAMES[name])
-        following = None if raw is None else _after_raw(text, start, raw)
-        if following is None:
-            following = _after_value(text, start)
+        name, value, mark = found.groups()
+        if value is None:
+            start = found.end()
+            following = _after_value(text, start, name=name, members=members)
+            mark, at = following[1], following.end()
+            span = start, following.start()
+        else:
+            span, at = found.span(2), found.end()
         if name in wanted:
             if name in spans:
                 raise _doubtful(name, "is in the body twice")
-            spans[name] = start, following.start()
-        elif len(name) <= _ESCAPED_NAME_BYTES_MAX:
+            spans[name] = span
+        elif len(name) <= _ESCAPED_NAME_BYTES_MAX and (
+            name.lower() in wanted or b"\\" in name or not name.isascii()
+        ):
             _check_disguise(name, wanted=wanted)
-        if following[1] is None:
+        if mark == b"}":
             return spans
-        at = following.end()
     raise BodyInvalid(f"The request body has more than {MEMBERS_MAX} members.")
 
 
@@ -439,30 +402,26 @@ def _doubtful(name: bytes, problem: str) -> BodyInvalid:
     return BodyInvalid(f"'{name.decode()}' {problem}.", param=name.decode())
 
 
-def _after_raw(text: bytes, start: int, raw: msgspec.Raw) -> re.Match[bytes] | None:
-    """Return what follows a value that was decoded, None where another value stands here.
+def _after_value(
+    text: bytes, start: int, *, name: bytes, members: Members | None
+) -> re.Match[bytes]:
+    """Return what follows the value of `name`, which begins at `start`.
 
-    Of a name that is there twice, the decoder tells the last value.
+    Of a value that was decoded the end is known; of a name that is there twice, the decoder tells
+    the last value, and another one may stand here. Raises BodyInvalid past TOKENS_MAX.
     """
-    view = memoryview(raw)
-    if not text.startswith(view, start):
-        return None
-    return _NEXT.match(text, start + len(view))
-
-
-def _after_value(text: bytes, start: int) -> re.Match[bytes]:
-    """Return what follows the value that begins at `start`. Raises BodyInvalid past TOKENS_MAX."""
-    match text[start : start + 1]:
-        case b'"':
-            found = _STRING.match(text, start)
-            assert found is not None
-            end = found.end()
-        case b"{" | b"[":
-            end = _end_of_container(text, start)
-        case _:
-            found = _ATOM.match(text, start)
-            assert found is not None
-            end = found.end()
+    if members is not None and name in _NAMES:
+        raw = memoryview(getattr(members, _NAMES[name]))
+        if text.startswith(raw, start):
+            following = _NEXT.match(text, start + len(raw))
+            if following is not None:
+                return following
+    if text[start : start + 1] in (b"{", b"["):
+        end = _end_of_container(text, start)
+    else:
+        found = _STRING.match(text, start)
+        assert found is not None
+        end = found.end()
     following = _NEXT.match(text, end)
     assert following is not None
     return following

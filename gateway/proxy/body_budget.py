@@ -23,8 +23,9 @@ class BodyBudget:
         """Take `size` bytes on account of `holders`. Raises BodyBudgetSpent; then none is taken."""
         if self.held_bytes + size > self._bytes_max:
             raise BodyBudgetSpent
-        if any(self._held[holder] + size > self._share_bytes_max for holder in holders):
-            raise BodyBudgetSpent
+        for holder in holders:
+            if self._held[holder] + size > self._share_bytes_max:
+                raise BodyBudgetSpent
         self.held_bytes += size
         for holder in holders:
             self._held[holder] += size

@@ -7,13 +7,13 @@ loop. The answer's way back is `relay.py`; how bytes reach clients is `lane.py`.
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Collection, Sequence
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from http import HTTPStatus
-from typing import Final, Protocol
+from typing import Final
 
 from gateway.auth.authenticate import token_candidates
-from gateway.auth.caller import Caller, Subject
+from gateway.auth.caller import Caller
 from gateway.errors import (
     ClientAddressNotAllowed,
     DatabaseAway,
@@ -25,9 +25,20 @@ from gateway.errors import (
 )
 from gateway.permit_limit import PermitLimit
 from gateway.proxy.address_window import AddressWindow
+from gateway.proxy.call_parts import (
+    Allowances,
+    Authenticator,
+    CallMetrics,
+    CredentialReady,
+    Limits,
+    OnDefect,
+    OnRefusal,
+    Permits,
+)
 from gateway.proxy.call_record import CallRecord, RecordKeeper, Status, header_text
 from gateway.proxy.cloud_paths import find, guess_wire
 from gateway.proxy.endpoints import Match, in_format
+from gateway.proxy.errand import as_a_task
 from gateway.proxy.error_responses import error_response
 from gateway.proxy.exchange import Exchange
 from gateway.proxy.held_relay import HeldRelay
@@ -44,7 +55,7 @@ from gateway.proxy.relay import Outcome, Relay, RelayTimes
 from gateway.proxy.resumable_uploads import UploadTickets
 from gateway.proxy.routing import RoutingTable, Target
 from gateway.proxy.stored_calls import StoredCalls, StoredRecords, relay_class
-from gateway.proxy.upstream import Origin, UpstreamConnection, UpstreamPool
+from gateway.proxy.upstream import UpstreamConnection, UpstreamPool
 
 ATTEMPTS_MAX: Final = 2  # the second only when a reused connection died before any byte
 
@@ -53,78 +64,11 @@ _SESSION_HEADERS: Final = frozenset(
 )
 _HEALTHY: Final = b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\nx-content-type-options: nosniff\r\n\r\n"
 
-Limits = tuple[Subject, ...]
 # A page may send what its SDK sends: the token in it is what counts.
 _PREFLIGHT: Final = (
     b"HTTP/1.1 204 No Content\r\naccess-control-allow-methods: GET, POST, PUT, PATCH, DELETE\r\n"
     b"access-control-allow-headers: *, authorization\r\naccess-control-max-age: 600\r\n\r\n"
 )
-
-
-class Authenticator(Protocol):
-    """Finds out who is calling."""
-
-    def find_cached(self, token: bytes) -> Caller | None:
-        """Return the caller if that takes no waiting."""
-
-    async def authenticate(self, candidates: Sequence[bytes], address: str) -> Caller:
-        """Return the caller. Raises GatewayError."""
-
-    async def authenticate_digest(self, digest: bytes, address: str) -> Caller:
-        """Return the caller whose token has this digest. Raises GatewayError."""
-
-
-class Allowances(Protocol):
-    """How many calls are left."""
-
-    def known_spent(self, limits: Limits) -> None:
-        """Raise MonthlyLimitReached where it is known that nothing is left."""
-
-    def take(self, limits: Limits) -> tuple[str, ...] | None:
-        """Take one unit of each; the blocks they came from, or None where one has none here."""
-
-    def put_back(self, limits: Limits, block_ids: tuple[str, ...]) -> None:
-        """Undo a `take` in the step in which it was made."""
-
-    async def refill(self, limits: Limits) -> None:
-        """Return when it is worth taking. Raises MonthlyLimitReached, DatabaseAway."""
-
-
-class Permits(Protocol):
-    """How many calls may begin now, and be open."""
-
-    def take(self, limits: Sequence[PermitLimit]) -> bool:
-        """Take one permit of each, or none and return False."""
-
-    def release(self, limits: Sequence[PermitLimit]) -> None:
-        """A call that took these has ended."""
-
-    async def refill(self, limits: Sequence[PermitLimit]) -> None:
-        """Return when it is worth taking.
-
-        Raises RateWindowReached, ConcurrencyReached, DatabaseAway, Draining.
-        """
-
-
-class CallMetrics(Protocol):
-    """Counts what is not in a row."""
-
-    def refused(self, reason: str) -> None:
-        """Count a refusal."""
-
-    def vendor_error(self, vendor: str, kind: str) -> None:
-        """Count a vendor that could not be connected to; no row tells of it."""
-
-    def stream_opened(self) -> None:
-        """Count an answer under way."""
-
-    def stream_closed(self) -> None:
-        """Count its end."""
-
-
-CredentialReady = Callable[[Target], Awaitable[None]]
-OnRefusal = Callable[[GatewayError, Caller | None], None]
-OnDefect = Callable[[str, BaseException], None]
 
 
 @dataclass(slots=True, eq=False)
@@ -147,8 +91,8 @@ class Call:
         if self.relay is not None:
             is_about_token = error.status == HTTPStatus.UNAUTHORIZED
             self.relay.cut(Status.REVOKED if is_about_token else Status.DEADLINE, error)
-        elif self.exchange.task is not None:
-            self.exchange.task.cancel()
+        elif self.exchange.errand is not None:
+            self.exchange.errand.cancel()
 
 
 class Calls:
@@ -263,14 +207,15 @@ class Calls:
                     exchange, GatewayError(), call_id=call_id, caller=call.caller if call else None
                 )
         finally:
-            if call is not None:
-                self._end(call)
-            exchange.release_body()
+            self._end(exchange, call)
 
-    def _end(self, call: Call) -> None:
-        self._live.unregister(call)
-        if call.permits:
-            self._permits.release(call.permits)
+    def _end(self, exchange: Exchange, call: Call | None) -> None:
+        if call is not None:
+            self._live.unregister(call)
+            if call.permits:
+                self._permits.release(call.permits)
+        if not exchange.answered:
+            exchange.release_body()
 
     def refuse(
         self,
@@ -396,16 +341,19 @@ class Calls:
         for attempt in range(1, ATTEMPTS_MAX + 1):
             if limits and attempt == 1:
                 self._allowances.known_spent(limits)
-            if self._credential_ready is not None and request.target.signer is not None:
-                await self._credential_ready(request.target)
-            connection = await self._connection(request.target, fresh=attempt > 1)
+            target = request.target
+            if self._credential_ready is not None and target.signer is not None:
+                await self._credential_ready(target)
+            warm = self._pool.take_idle(target.origin) if attempt == 1 else None
+            connection = warm or await self._connect(target)
             try:
                 attempt_id = call.id if attempt == 1 else self._new_id()
                 blocks = self._allowances.take(limits) if limits else ()
                 while blocks is None:
                     await self._refill(limits, attempt=attempt)
                     if not connection.is_open:
-                        connection = await self._connection(request.target, fresh=False)
+                        warm = self._pool.take_idle(target.origin)
+                        connection = warm or await self._connect(target)
                     blocks = self._allowances.take(limits)
             except BaseException:
                 self._pool.put_back(connection)
@@ -420,7 +368,17 @@ class Calls:
                 attempt_id=attempt_id,
                 retry_of=previous,
             )
-            outcome = await self._outcome(call, relay)
+            self._relays.add(relay)
+            self._metrics.stream_opened()
+            try:
+                outcome = await relay.outcome
+            except asyncio.CancelledError:
+                relay.on_client_gone()
+                raise
+            finally:
+                self._metrics.stream_closed()
+                self._relays.discard(relay)
+                call.relay = None
             if outcome is Outcome.ANSWERED:
                 return
             if outcome is Outcome.HELD:
@@ -445,13 +403,10 @@ class Calls:
         if not self._lease_holds():
             raise DatabaseAway
 
-    async def _connection(self, target: Target, *, fresh: bool) -> UpstreamConnection:
-        origin = Origin.of(target)
-        warm = None if fresh else self._pool.take_idle(origin)
-        if warm is not None:
-            return warm
+    async def _connect(self, target: Target) -> UpstreamConnection:
+        await as_a_task()  # connecting has a deadline
         try:
-            return await self._pool.connect(origin)
+            return await self._pool.connect(target.origin)
         except GatewayError as error:
             self._metrics.vendor_error(target.name, error.reason)
             raise
@@ -514,20 +469,6 @@ class Calls:
         except Exception as error:  # noqa: BLE001 - whoever waits for this call hears of it
             relay.on_defect(error)
         return relay
-
-    async def _outcome(self, call: Call, relay: Relay) -> Outcome:
-        self._relays.add(relay)
-        self._metrics.stream_opened()
-        try:
-            outcome: Outcome = await relay.outcome
-            return outcome
-        except asyncio.CancelledError:
-            relay.on_client_gone()
-            raise
-        finally:
-            self._metrics.stream_closed()
-            self._relays.discard(relay)
-            call.relay = None
 
 
 def _session_id(exchange: Exchange) -> str | None:

@@ -8,7 +8,6 @@ in a reset.
 """
 
 import asyncio
-from collections import deque
 from typing import Final, Protocol, cast
 
 import httptools
@@ -62,7 +61,7 @@ class Owner(Protocol):
         """Let a connection go that was lost."""
 
     def start(self, exchange: Exchange) -> None:
-        """Start the task that answers an exchange."""
+        """Begin to answer an exchange."""
 
     def refuse(self, exchange: Exchange, error: GatewayError) -> None:
         """Answer with an error."""
@@ -85,22 +84,24 @@ class ClientConnection(asyncio.Protocol):
         self.body_holders: tuple[str, ...] = ()
         self._transport: asyncio.Transport | None = None
         self._parser = httptools.HttpRequestParser(self)
-        self._waiting: deque[Exchange] = deque()  # the first is being answered
+        self._waiting: list[Exchange] = []  # a few; the first is being answered
         self._reading: Exchange | None = None  # whose body is being read
+        self._unstarted: Exchange | None = None  # first in line, and came with the present read
         self._line: bytes | None = None  # what came of the request line that began a read
         self._target = b""
         self._headers: Headers = []
         self._plain_head = b""  # to be parsed in place of one that offered another protocol
         self._refused_headers: Headers = []
         self._head_bytes = 0  # read while no head was whole
-        self._header_bytes = 0  # in headers and trailers
-        self._headers_count = 0
+        self._trailer_bytes = 0
+        self._trailers_count = 0
         self._head_whole = True
         self._stopped = False  # what comes is dropped
         self._refused: GatewayError | None = None  # to be answered after what came before it
         self._closing = False
         self._since = lane.loop.time()  # of the present wait: for a head, a body, a request
         self._body_bytes = 0
+        self._body_length = 0  # where it is known
         self._framing_bytes = 0  # since the last byte of a body
         self._lingering_since: float | None = None
         self._behind = False
@@ -124,7 +125,7 @@ class ClientConnection(asyncio.Protocol):
         """Tell the exchange that is being answered, drop the others."""
         self._transport = None
         self._lane.forget(self)
-        waiting, self._waiting = self._waiting, deque()
+        waiting, self._waiting = self._waiting, []
         for exchange in waiting:
             exchange.release_body()
             if exchange.answered:
@@ -132,8 +133,8 @@ class ClientConnection(asyncio.Protocol):
             exchange.answered = True
             if exchange.sink is not None:
                 exchange.sink.on_client_gone()
-            elif exchange.task is not None:
-                exchange.task.cancel()
+            elif exchange.errand is not None:
+                exchange.errand.cancel()
 
     def data_received(self, data: bytes) -> None:
         """Parse one read, in pieces where it is large."""
@@ -142,8 +143,14 @@ class ClientConnection(asyncio.Protocol):
             return
         if len(data) >= READ_AT_ONCE_BYTES:
             self._let_others_read()
-        for at in range(0, len(data), PARSED_BYTES_MAX):
-            self._take(data[at : at + PARSED_BYTES_MAX])
+        at = 0
+        while at < len(data):
+            left = 0 if self._reading is None else self._body_length - self._body_bytes
+            piece = data[
+                at : at + max(left, PARSED_BYTES_MAX)
+            ]  # a body of known length has no bounds
+            self._take(piece)
+            at += len(piece)
 
     def _let_others_read(self) -> None:
         """Read on in the loop's next round: it would stay with a fast client for many reads."""
@@ -156,20 +163,14 @@ class ClientConnection(asyncio.Protocol):
             self._transport.resume_reading()
 
     def _take(self, data: bytes) -> None:
-        """Parse a piece of what was read."""
+        """Parse a piece of what was read, and have what is whole by then answered."""
         if self._lingering_since is not None:
             self._since = self._lane.loop.time()
         if self._stopped or self._closing:
             return
-        if self._head_whole and self._reading is None:
-            self._begin_head()
-        if not self._head_whole:
-            self._head_bytes += len(data)
-            if self._line is not None:
-                self._line, is_plain = read_line(self._line, data)
-                if not is_plain:
-                    self._refuse(RequestInvalid())
-                    return
+        if self._reading is None and not self._is_plain_head(data):
+            self._refuse(RequestInvalid())
+            return
         reading, body_bytes = self._reading, self._body_bytes
         try:
             self._parse(data)
@@ -182,13 +183,33 @@ class ClientConnection(asyncio.Protocol):
                 self._refuse(HeadTooLarge())
             elif reading is not None:
                 self._check_framing(reading, body_bytes, len(data))
+        if self._unstarted is not None or self._waiting:
+            self._run_on()
 
-    def _begin_head(self) -> None:
-        """A head begins with this read."""
-        self._head_whole = False
-        self._head_bytes = 0
-        self._since = self._lane.loop.time()
-        self._line = b""
+    def _is_plain_head(self, data: bytes) -> bool:
+        """Take note of a piece of a head; return whether it may be one, by its first line."""
+        if self._head_whole:  # it begins
+            self._head_whole = False
+            self._head_bytes = 0
+            self._since = self._lane.loop.time()
+            self._line = b""
+        self._head_bytes += len(data)
+        if self._line is None:
+            return True
+        self._line, is_plain = read_line(self._line, data)
+        return is_plain
+
+    def _run_on(self) -> None:
+        """Have the first in line answered: begin with it, or tell it of its body.
+
+        Not while the parser is at work: what it gave is whole then, in most cases all of it.
+        """
+        exchange = self._unstarted
+        if exchange is not None:
+            self._unstarted = None
+            self._lane.start(exchange)
+        elif self._waiting:
+            self._waiting[0].tell_body()
 
     def _cause_of(self, error: BaseException) -> GatewayError:
         """Return what one of our own callbacks refused, or a defect of theirs, which is told."""
@@ -244,8 +265,8 @@ class ClientConnection(asyncio.Protocol):
         """A request begins; it may be one that was sent ahead, in the read of the one before."""
         if self._head_whole:
             self._head_bytes = 0
-        self._header_bytes = 0
-        self._headers_count = 0
+        self._trailer_bytes = 0
+        self._trailers_count = 0
         self._target = b""
         self._headers = []
         self._head_whole = False
@@ -258,14 +279,17 @@ class ClientConnection(asyncio.Protocol):
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """Take a header; one that comes after the head is a trailer, and dropped."""
-        self._header_bytes += len(name) + len(value)
-        self._headers_count += 1
-        if self._header_bytes > REQUEST_HEAD_BYTES_MAX or self._headers_count > REQUEST_HEADERS_MAX:
-            if self._reading is not None:
-                raise RequestInvalid("The request has too many trailers.")
-            raise HeadTooLarge
         if self._reading is None:
             self._headers.append((name.lower(), value))
+            if len(self._headers) > REQUEST_HEADERS_MAX:
+                raise HeadTooLarge
+            return
+        self._trailer_bytes += len(name) + len(value)
+        self._trailers_count += 1
+        if self._trailer_bytes > REQUEST_HEAD_BYTES_MAX or (
+            self._trailers_count > REQUEST_HEADERS_MAX
+        ):
+            raise RequestInvalid("The request has too many trailers.")
 
     def on_headers_complete(self) -> None:
         """Make the exchange; not for what was sent ahead on a connection that is being closed."""
@@ -273,11 +297,16 @@ class ClientConnection(asyncio.Protocol):
         self._line = None
         if self._closing:
             return
-        self._head_bytes = 0
-        self._headers_count = 0  # trailers are counted anew
         method = self._parser.get_method()
         version = self._parser.get_http_version()
         headers, self._headers = self._headers, []
+        # Only a head of more than one piece may be too large; of one sent ahead, the first piece
+        # was not counted.
+        if self._head_bytes > REQUEST_HEAD_BYTES_MAX - PARSED_BYTES_MAX and (
+            sum(len(name) + len(value) for name, value in headers) > REQUEST_HEAD_BYTES_MAX
+        ):
+            raise HeadTooLarge
+        self._head_bytes = 0
         check_head(version=version, target=self._target, headers=headers, hosts=self._lane.hosts)
         if self._parser.should_upgrade():
             self._refused_headers = headers
@@ -292,21 +321,21 @@ class ClientConnection(asyncio.Protocol):
         exchange.keep_alive = (
             self._parser.should_keep_alive() and not exchange.is_http10 and not self._lane.draining
         )
-        exchange.expects_continue = any(
-            name == b"expect" and value.lower() == b"100-continue" for name, value in headers
-        )
-        if any(
-            name == b"content-length" and int(value) > REQUEST_BODY_BYTES_MAX
-            for name, value in headers
-        ):
-            exchange.fail_body(BodyTooLarge())
+        self._body_length = 0
+        for name, value in headers:
+            if name == b"content-length":
+                self._body_length = int(value)
+                if self._body_length > REQUEST_BODY_BYTES_MAX:
+                    exchange.fail_body(BodyTooLarge())
+            elif name == b"expect" and value.lower() == b"100-continue":
+                exchange.expects_continue = True
         self._reading = exchange
         self._since = self._lane.loop.time()
         self._body_bytes = 0
         self._framing_bytes = 0
         self._waiting.append(exchange)
         if len(self._waiting) == 1:
-            self._lane.start(exchange)
+            self._unstarted = exchange
 
     def on_body(self, body: bytes) -> None:
         """Take a piece of the body."""
@@ -347,7 +376,7 @@ class ClientConnection(asyncio.Protocol):
     def on_answered(self, exchange: Exchange) -> None:
         """Go on with the next request, or close."""
         if self._waiting and self._waiting[0] is exchange:
-            self._waiting.popleft()
+            del self._waiting[0]
         self._since = self._lane.loop.time()
         if self._closing:
             return
@@ -358,8 +387,12 @@ class ClientConnection(asyncio.Protocol):
                 self._close()
             else:
                 self._linger()
-        elif self._waiting:
-            self._lane.start(self._waiting[0])
+        elif self._waiting:  # in the loop's next round: the one before is not yet over
+            self._lane.loop.call_soon(self._start_next, self._waiting[0])
+
+    def _start_next(self, exchange: Exchange) -> None:
+        if self._waiting and self._waiting[0] is exchange:
+            self._lane.start(exchange)
 
     def abort(self) -> None:
         """Break the connection."""
@@ -400,6 +433,7 @@ class ClientConnection(asyncio.Protocol):
             and exchange.body_error is None
         ):
             exchange.fail_body(RequestTooSlow())
+            exchange.tell_body()
 
     def _sweep_lingering(self, lingering_since: float, now: float) -> None:
         """Give up on a client that goes on sending, or does nothing any more."""

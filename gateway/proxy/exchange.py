@@ -4,12 +4,12 @@ The lane makes an exchange when a request's head is whole. Its body is held here
 the answer is framed here, as the client's version of HTTP takes it, and written by plain calls.
 """
 
-import asyncio
 from typing import Final, Protocol
 
 from gateway.errors import BodyBudgetSpent, BodyTooLarge, GatewayError
 from gateway.limits import REQUEST_BODY_BYTES_MAX
 from gateway.proxy.body_budget import BodyBudget
+from gateway.proxy.errand import Errand, News
 
 Headers = list[tuple[bytes, bytes]]
 
@@ -66,7 +66,7 @@ class Exchange:
 
     __slots__ = (
         "_body",
-        "_body_waiter",
+        "_body_news",
         "_charged",
         "_chunked",
         "_connection",
@@ -76,6 +76,7 @@ class Exchange:
         "body_error",
         "body_whole",
         "cors_origin",
+        "errand",
         "expects_continue",
         "headers",
         "is_head",
@@ -86,7 +87,6 @@ class Exchange:
         "query",
         "sink",
         "started",
-        "task",
     )
 
     def __init__(
@@ -104,17 +104,17 @@ class Exchange:
         self.expects_continue = False
         self.cors_origin: bytes | None = None  # whose pages may read the answer
         self.sink: Sink | None = None
-        self.task: asyncio.Task[None] | None = None
+        self.errand: Errand | None = None
         self.started = False  # some of the answer was written
         self.answered = False
         self.body_whole = False
         self.body_error: GatewayError | None = None
-        self._body = bytearray()
-        self._body_waiter: asyncio.Future[None] | None = None
+        self._body: bytes | bytearray = b""
+        self._body_news: News[None] | None = None
         self._charged = 0
         self._holders: tuple[str, ...] = connection.body_holders
         self._chunked = False
-        self._out: list[bytes] = []
+        self._out: list[bytes] = []  # to be written
 
     @property
     def address(self) -> str:
@@ -128,29 +128,26 @@ class Exchange:
 
         Raises BodyTooLarge, BodyBudgetSpent, RequestTooSlow.
         """
-        self._charge_org("org:" + org_id)
+        holder = "org:" + org_id
+        if self._charged:
+            self._connection.budget.share(self._charged, holder)
+        self._holders = (*self._holders, holder)
         if not self.body_whole and self.body_error is None:
             if self.expects_continue:
                 self._connection.write(_CONTINUE)
-            self._body_waiter = asyncio.get_running_loop().create_future()
-            await self._body_waiter
+            self._body_news = News()
+            await self._body_news
         if self.body_error is not None:
             raise self.body_error
-        body, self._body = bytes(self._body), bytearray()
-        return body
-
-    def _charge_org(self, holder: str) -> None:
-        budget = self._connection.budget
-        if self._charged:
-            budget.share(self._charged, holder)
-        self._holders = (*self._holders, holder)
+        body, self._body = self._body, b""
+        return bytes(body)  # no copy of one that came in a piece
 
     def feed_body(self, data: bytes) -> None:
         """Take in a piece of the body. Past an error or the answer it is read and dropped."""
         if self.body_error is not None or self.answered:
             return
         size = len(data)
-        if len(self._body) + size > REQUEST_BODY_BYTES_MAX:
+        if self._charged + size > REQUEST_BODY_BYTES_MAX:
             self.fail_body(BodyTooLarge())
             return
         try:
@@ -159,28 +156,34 @@ class Exchange:
             self.fail_body(error)
             return
         self._charged += size
-        self._body += data
+        if not self._body:
+            self._body = data
+        elif isinstance(self._body, bytearray):
+            self._body += data
+        else:
+            self._body = bytearray(self._body) + data
 
     def end_body(self) -> None:
-        """The body is whole."""
+        """The body is whole. Who waits for it hears of it from `tell_body`."""
         self.body_whole = True
-        self._wake()
 
     def fail_body(self, error: GatewayError) -> None:
-        """The body won't be read: `read_body` raises."""
+        """The body won't be read: `read_body` raises. Who waits for it is told by `tell_body`."""
         self.body_error = error
-        self._wake()
 
-    def _wake(self) -> None:
-        if self._body_waiter is not None and not self._body_waiter.done():
-            self._body_waiter.set_result(None)
+    def tell_body(self) -> None:
+        """Run on who waits for the body, if there is news of it."""
+        news = self._body_news
+        if news is not None and (self.body_whole or self.body_error is not None):
+            self._body_news = None
+            news.tell(None)
 
     def release_body(self) -> None:
         """Forget the body and give its bytes back."""
         if self._charged:
             self._connection.budget.give_back(self._charged, self._holders)
             self._charged = 0
-            self._body = bytearray()
+            self._body = b""
 
     # the answer
 

@@ -35,7 +35,7 @@ class HeldRelay(Relay):
 
     def on_data(self, data: bytes) -> None:
         """Hold a piece of the body."""
-        if self._held is None or self.outcome.done():
+        if self._held is None or self.outcome.is_told:
             super().on_data(data)
             return
         self._last_byte = self._loop.time()
@@ -51,21 +51,21 @@ class HeldRelay(Relay):
 
     def on_end(self) -> None:
         """The answer is whole: it is for `answer` to pass it on."""
-        if self._held is None or self.outcome.done():
+        if self._held is None or self.outcome.is_told:
             super().on_end()
             return
         self._done(Outcome.HELD)
 
     def on_client_gone(self) -> None:
         """Nobody passes the answer on any more, whether it is whole or not."""
-        if self._held is not None and self.outcome.done():
+        if self._held is not None and self.outcome.is_told:
             self._close(Status.CLIENT_CLOSED, complete=True)
             return
         super().on_client_gone()
 
     def cut(self, status: Status, error: GatewayError) -> None:
         """End the answer now; one that is whole is not passed on any more."""
-        if self._held is not None and self.outcome.done():
+        if self._held is not None and self.outcome.is_told:
             self._cut_by = self._cut_by or (status, error)
             return
         super().cut(status, error)

@@ -1,9 +1,9 @@
 """HTTP/1.1 towards clients: requests come in, `Exchange`s go to the calls, answers go out.
 
-Of each connection one exchange at a time goes to `handle`, a coroutine that is told the story in
-`calls.py`. Connections parse and write (`client_connection.py`); the lane counts them and has them
-keep to their deadlines. Everything that waits has a limit: heads, bodies, keep-alive, a client that
-stops reading, requests sent ahead.
+Of each connection one exchange at a time goes to `handle`, a coroutine that tells the story in
+`calls.py`; how it is run says `errand.py`. Connections parse and write (`client_connection.py`);
+the lane counts them and has them keep to their deadlines. Everything that waits has a limit: heads,
+bodies, keep-alive, a client that stops reading, requests sent ahead.
 
 The parser is llhttp, by httptools. It refuses bare CR and LF, folded and malformed headers, control
 characters, every doubtful length and chunk. Where it is lax, the lane refuses instead
@@ -25,20 +25,22 @@ characters, every doubtful length and chunk. Where it is lax, the lane refuses i
 """
 
 import asyncio
+import contextlib
 from collections import Counter
-from collections.abc import Awaitable, Callable, Collection
-from typing import Final
+from collections.abc import Callable, Collection, Coroutine
+from typing import Any, Final
 
 from gateway.errors import GatewayError
 from gateway.limits import CONNECTIONS_PER_ADDRESS_MAX, CONNECTIONS_PER_WORKER_MAX
 from gateway.proxy.body_budget import BodyBudget
 from gateway.proxy.client_connection import ClientConnection
 from gateway.proxy.client_peer import is_loopback
+from gateway.proxy.errand import Errand
 from gateway.proxy.exchange import Exchange
 
 SWEEP_SECONDS: Final = 1.0
 
-Handle = Callable[[Exchange], Awaitable[None]]
+Handle = Callable[[Exchange], Coroutine[Any, None, None]]
 Refuse = Callable[[Exchange, GatewayError], None]
 
 
@@ -68,7 +70,8 @@ class Lane:
         self._refuse = refuse
         self.loop = loop
         self.budget = BodyBudget()
-        self.tasks: set[asyncio.Task[None]] = set()
+        self._errands: dict[Errand, Exchange] = {}
+        self._quiet = asyncio.Event()
         self.connections: set[ClientConnection] = set()
         self.draining = False
         self.hosts = None if hosts is None else frozenset(one.lower().encode() for one in hosts)
@@ -109,18 +112,28 @@ class Lane:
             self._on_connections(len(self.connections))
 
     def start(self, exchange: Exchange) -> None:
-        """Start the task that answers an exchange."""
-        task = self.loop.create_task(self._run(exchange))
-        exchange.task = task
-        self.tasks.add(task)
-        task.add_done_callback(self.tasks.discard)
+        """Begin to answer an exchange."""
+        errand = exchange.errand = Errand(self._handle(exchange), self)
+        self._errands[errand] = exchange
+        errand.run()
 
-    async def _run(self, exchange: Exchange) -> None:
-        try:
-            await self._handle(exchange)
-        except Exception as error:  # noqa: BLE001 - one request's defect is not another's
+    def on_ended(self, errand: Errand, error: Exception | None) -> None:
+        """An exchange is answered, or given up."""
+        exchange = self._errands.pop(errand)
+        if error is not None:  # one request's defect is not another's
             self.on_defect(error)
             exchange.abort()
+        if not self._errands:
+            self._quiet.set()
+
+    async def ended(self, *, by: float) -> bool:
+        """Wait until no exchange is being answered, or `by`, a time of the loop's; tell which."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout_at(by):
+                while self._errands:
+                    self._quiet.clear()
+                    await self._quiet.wait()
+        return not self._errands
 
     def refuse(self, exchange: Exchange, error: GatewayError) -> None:
         """Answer with an error."""

@@ -11,7 +11,7 @@ from gateway.errors import GatewayError
 from gateway.proxy.headers import upstream_headers
 from gateway.proxy.model_list import ModelDirectory
 from gateway.proxy.routing import RoutingTable, Target
-from gateway.proxy.upstream import Origin, UpstreamPool
+from gateway.proxy.upstream import UpstreamPool
 from gateway.proxy.whole_answer import WholeAnswer
 from gateway.vendors.vendor import ModelListUnreadable
 
@@ -47,7 +47,7 @@ class ModelRefresh:
             return None
 
     async def _ask(self, target: Target) -> bytes | None:
-        origin = Origin.of(target)
+        origin = target.origin
         connection = self._pool.take_idle(origin) or await self._pool.connect(origin)
         answer = WholeAnswer(asyncio.get_running_loop(), bytes_max=LIST_BYTES_MAX)
         path = target.base.path.rstrip("/") + target.kind.models_path

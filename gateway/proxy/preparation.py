@@ -21,6 +21,7 @@ from gateway.errors import (
 )
 from gateway.proxy.body import DecidingFields
 from gateway.proxy.endpoints import Endpoint, Match
+from gateway.proxy.errand import as_a_task
 from gateway.proxy.exchange import Exchange
 from gateway.proxy.headers import (
     asks_for_part,
@@ -84,7 +85,8 @@ class Sent:
         self.body = b""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+# One of each is made for every call, and freezing costs as much as making them: nobody changes one.
+@dataclass(slots=True, kw_only=True)
 class Request:
     """What goes to a vendor, and to which."""
 
@@ -97,7 +99,7 @@ class Request:
     stored: StoredFacts | None = None  # what it has to do with stored objects
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class _Ask:
     """A request on its way to becoming one for a vendor."""
 
@@ -152,9 +154,8 @@ class Preparation:
         upload_id = upload_id_of(exchange.query) if match.is_resumable else None
         if upload_id is not None:
             match = replace(match, object_id=object_id_of(upload_id))
-        located = await self._stored.locate(match, caller=caller)
-        if located is not None:
-            held_at, holding = located
+        if match.object_id is not None:
+            held_at, holding = await self._stored.locate(match, match.object_id, caller=caller)
             match = replace(match, endpoint=metered_endpoint(match.endpoint, holding))
         body = await exchange.read_body(org_id=caller.org_id)
         ask = _Ask(
@@ -183,6 +184,7 @@ class Preparation:
                 model=request.model,
                 stream=request.stream,
             )
+            await as_a_task()  # the hook has a deadline
             async with asyncio.timeout(HOOK_SECONDS_MAX):
                 await self._before_call(facts, body)
         return request
@@ -224,7 +226,8 @@ class Preparation:
         target, path = route.targets[0], _path(match, route)
         if target.signer is not None and target.signer.refuses(path):
             raise NoRoute("The gateway does not call that project or location.")
-        await self._stored.check_named(named, caller=caller, target=target)
+        if named:
+            await self._stored.check_named(named, caller=caller, target=target)
         stream = fields.stream if fields.says_stream else endpoint.streams_by_default
         stream = stream or endpoint.always_streams
         stream = stream or (endpoint.has_stream_format and fields.streams_events)
@@ -430,6 +433,8 @@ def _edited(
     asks_usage = (
         stream and endpoint.asks_usage and route.targets[0].asks_usage and not fields.asks_usage
     )
+    if route.alias is None and not asks_usage:
+        return Sent(body=body, asked_usage=False, drop_content_encoding=False)
     sent = renamed(
         fields,
         endpoint=endpoint,

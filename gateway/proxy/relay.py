@@ -28,6 +28,7 @@ from gateway.metering.sse import EventBoundary, UsageEventFilter
 from gateway.metering.usage import Usage
 from gateway.proxy.call_record import CallRecord, Status, header_text
 from gateway.proxy.endpoints import Endpoint
+from gateway.proxy.errand import News
 from gateway.proxy.error_responses import mask_keys, stream_error
 from gateway.proxy.exchange import Exchange, Headers
 from gateway.proxy.headers import downstream_headers
@@ -40,13 +41,16 @@ BOUNDARY_WAIT_SECONDS: Final = 0.1  # for the event that is under way to end, be
 STATUS_ERROR_MIN: Final = 400
 
 _NO_BODY: Final = (204, 304)
-_REQUEST_ID_HEADERS: Final = (
-    b"x-request-id",
-    b"request-id",
-    b"x-goog-request-id",
-    b"apim-request-id",
-    b"x-amzn-requestid",
-    b"x-debug-trace-id",
+_NO_METER: Final = NullMeter()  # keeps nothing of what it is fed
+_REQUEST_ID_HEADERS: Final = frozenset(
+    {
+        b"x-request-id",
+        b"request-id",
+        b"x-goog-request-id",
+        b"apim-request-id",
+        b"x-amzn-requestid",
+        b"x-debug-trace-id",
+    }
 )
 
 
@@ -101,7 +105,7 @@ class Relay:
         `on_answer()`: an answer begins, so that the request won't be sent again. `stored`: it has
         to do with stored objects.
         """
-        self.outcome = loop.create_future()
+        self.outcome: News[Outcome] = News()
         self.error: GatewayError | None = None
         self.connection: UpstreamConnection | None = None
         self._exchange = exchange
@@ -122,9 +126,9 @@ class Relay:
         self._reason = b""
         self._headers: Headers = []
         self._error_body: bytearray | None = None  # held until it is whole
-        self._meter: Meter = NullMeter()
-        self._boundary: EventBoundary | FrameBoundary = EventBoundary()
-        self._is_events = False
+        self._meter: Meter = _NO_METER
+        self._boundary: EventBoundary | FrameBoundary | None = None  # where there are events
+        self._is_encoded = False
         self._has_end_mark = False
         self._has_length = False
         self._bytes_down = 0
@@ -151,7 +155,7 @@ class Relay:
         record.http_status = status
         self._status = status
         self._reason = reason
-        self._headers = [(name.lower(), value) for name, value in headers]
+        self._headers = headers
         content_type = content_encoding = b""
         for name, value in self._headers:
             if name == b"content-type":
@@ -172,16 +176,18 @@ class Relay:
             headers=self._headers,
         )
         if status == HTTPStatus.PARTIAL_CONTENT:
-            self._meter, self._stored = NullMeter(), None  # a part tells nothing of the whole
+            self._meter, self._stored = _NO_METER, None  # a part tells nothing of the whole
         if self._stored is not None:
             self._stored.begin(content_type=content_type, content_encoding=content_encoding)
-        self._is_events = content_type.partition(b";")[0].strip().lower() == b"text/event-stream"
-        if is_aws_events(content_type):
-            self._is_events, self._boundary = True, FrameBoundary()
-        self._has_end_mark = self._is_events or is_in_lines(content_type)
-        if content_encoding or not self._is_events:
+        if content_type != b"application/json":
+            self._boundary = _boundary_in(content_type)
+            self._has_end_mark = self._boundary is not None or is_in_lines(content_type)
+        if content_encoding or self._boundary is None:
             self._filter = None
+        self._is_encoded = bool(content_encoding)
         self._begin(self._headers)
+        if self._exchange.started:  # streams are open for long, and heads are some KiB
+            self._headers = self._exchange.headers = []
 
     def _begin(self, headers: Headers, *, length: int | None = None) -> None:
         """Write the answer's head to the client."""
@@ -205,9 +211,11 @@ class Relay:
         if passed:
             self._bytes_down += len(passed)
             self._exchange.send(passed)
-            if self._is_events:
+            if self._boundary is not None:
                 self._boundary.feed(passed)
-        self._feed(data)
+        self._meter.feed(data)
+        if self._stored is not None:
+            self._stored.feed(data)
 
     def _feed(self, data: bytes) -> None:
         """Let those have the copy who read it."""
@@ -217,12 +225,12 @@ class Relay:
 
     def on_read_done(self) -> None:
         """Write what one read brought."""
-        if self.outcome.done() or self._error_body is not None:
+        if self.outcome.is_told or self._error_body is not None:
             return
         if self._meter.is_over:
             self._note_end()
         self._exchange.flush()
-        if self._ending is not None and self._boundary.at_boundary:
+        if self._ending is not None and (self._boundary is None or self._boundary.at_boundary):
             self._end_with_error()
 
     def _note_end(self) -> None:
@@ -236,7 +244,7 @@ class Relay:
 
     def on_end(self) -> None:
         """The answer is whole."""
-        if self.outcome.done():
+        if self.outcome.is_told:
             return
         if self._error_body is not None:
             self._end_refusal(bytes(self._error_body))
@@ -288,7 +296,7 @@ class Relay:
     def on_broken(self, *, any_byte: bool) -> None:
         """The vendor's connection died in the middle."""
         self.connection = None
-        if self.outcome.done():
+        if self.outcome.is_told:
             return
         if not any_byte:
             reason = "no_answer"
@@ -306,7 +314,7 @@ class Relay:
 
         The client's connection is broken, or it gets a refusal where nothing was written to it.
         """
-        if self.outcome.done():  # whoever waited knows how it ended
+        if self.outcome.is_told:  # whoever waited knows how it ended
             self._loop.call_exception_handler(
                 {"message": "A call failed after its end", "exception": error}
             )
@@ -314,7 +322,7 @@ class Relay:
         self._interrupt(error)
         self._abort_vendor()
         self._leave()
-        self.outcome.set_exception(error)
+        self.outcome.fail(error)
 
     def _interrupt(self, error: Exception) -> None:
         """Close the record of a call that our own code failed, if it is still open."""
@@ -334,7 +342,7 @@ class Relay:
 
     def on_client_gone(self) -> None:
         """Cancel the vendor's work at once."""
-        if self.outcome.done():
+        if self.outcome.is_told:
             return
         try:
             self._close(Status.CLIENT_CLOSED, complete=False)
@@ -359,7 +367,7 @@ class Relay:
 
     def cut(self, status: Status, error: GatewayError) -> None:
         """End the answer now: its token is revoked, its time is over."""
-        if self.outcome.done() or self._ending is not None:
+        if self.outcome.is_told or self._ending is not None:
             return
         try:
             self._fail(status, error)
@@ -368,7 +376,7 @@ class Relay:
 
     def check_deadlines(self, now: float) -> None:
         """Cut what is over a deadline; call about once a second."""
-        if self.outcome.done() or self._ending is not None:
+        if self.outcome.is_told or self._ending is not None:
             return
         if now - self._started > self._times.total_seconds:
             self.cut(Status.DEADLINE, VendorTimeout("The longest time for a call is over."))
@@ -392,11 +400,12 @@ class Relay:
         event = stream_error(
             self._endpoint, reason=error.reason, message=error.message, call_id=self._call_id
         )
-        if event is None or not self._is_events or self._has_length:
+        boundary = self._boundary
+        if event is None or boundary is None or self._has_length:
             self._break(status, error)
             return
         self._ending = (status, error)
-        if self.connection is None or self._boundary.at_boundary:
+        if self.connection is None or boundary.at_boundary:
             self._end_with_error()
         else:
             self._timer = self._loop.call_later(BOUNDARY_WAIT_SECONDS, self._end_in_time)
@@ -410,22 +419,23 @@ class Relay:
 
     def _end_with_error(self) -> None:
         """Write the format's error event, after which a client knows that this was not all."""
-        if self.outcome.done() or self._ending is None:
+        if self.outcome.is_told or self._ending is None:
             return
         status, error = self._ending
-        exchange = self._exchange
+        exchange, boundary = self._exchange, self._boundary
+        assert boundary is not None
         event = stream_error(
             self._endpoint, reason=error.reason, message=error.message, call_id=self._call_id
         )
         # A message of AWS's can't be broken off by a blank line.
-        is_within = isinstance(self._boundary, FrameBoundary) and not self._boundary.at_boundary
-        if event is None or is_within or not exchange.can_take_bytes_of_ours or self._is_encoded():
+        is_within = isinstance(boundary, FrameBoundary) and not boundary.at_boundary
+        if event is None or is_within or not exchange.can_take_bytes_of_ours or self._is_encoded:
             self._break(status, error)
             return
         self._close(status, complete=False, reason=error.reason)
         self._abort_vendor()
         exchange.keep_alive = False
-        exchange.send(event if self._boundary.at_boundary else b"\n\n" + event)
+        exchange.send(event if boundary.at_boundary else b"\n\n" + event)
         exchange.finish()
         self._done(Outcome.ANSWERED)
 
@@ -435,9 +445,6 @@ class Relay:
         self._exchange.abort()
         self._done(Outcome.ANSWERED)
 
-    def _is_encoded(self) -> bool:
-        return any(name == b"content-encoding" for name, _ in self._headers)
-
     def _close(self, status: Status, *, complete: bool, reason: str | None = None) -> None:
         if self._record.closed:
             return
@@ -446,7 +453,7 @@ class Relay:
         usage = self._meter.finish(complete=complete) if self._status else Usage()
         self._record.close(
             status,
-            self._told(usage),
+            usage if self._stored is None else self._told(usage),
             reason=reason,
             bytes_up=self._bytes_up,
             bytes_down=self._bytes_down,
@@ -475,8 +482,16 @@ class Relay:
 
     def _done(self, outcome: Outcome) -> None:
         self._leave()
-        if not self.outcome.done():
-            self.outcome.set_result(outcome)
+        if not self.outcome.is_told:
+            self.outcome.tell(outcome)
+
+
+def _boundary_in(content_type: bytes) -> EventBoundary | FrameBoundary | None:
+    """Return what tells in an answer of this type where an event ends, None where it has none."""
+    if is_aws_events(content_type):
+        return FrameBoundary()
+    is_events = content_type.partition(b";")[0].strip().lower() == b"text/event-stream"
+    return EventBoundary() if is_events else None
 
 
 def _content_length(headers: Headers) -> int | None:

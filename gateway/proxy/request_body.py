@@ -17,6 +17,7 @@ from gateway.proxy.stored_objects import name_of_object
 from gateway.vendors import gemini
 
 _MODELS: Final = "models/"
+_JSON: Final = b"application/json"
 
 Headers = Sequence[tuple[bytes, bytes]]
 Fields = DecidingFields | FormFields
@@ -29,8 +30,13 @@ def read_fields(
 
     Raises BodyInvalid, UnsupportedBody, BodyTooLarge; NotYours where a form names a stored object.
     """
-    content_types = [value for name, value in headers if name == b"content-type"]
-    encoding = next((value for name, value in headers if name == b"content-encoding"), None)
+    content_types: list[bytes] = []
+    encoding: bytes | None = None
+    for name, value in headers:
+        if name == b"content-type":
+            content_types.append(value)
+        elif name == b"content-encoding" and encoding is None:
+            encoding = value
     if endpoint.body != "json" and _is_form(content_types, endpoint=endpoint):
         form = multipart.read_form(
             body,
@@ -43,6 +49,8 @@ def read_fields(
             raise NotYours(f"'{param}' names a stored object, which no form may.", param=param)
         return form
     for content_type in content_types:
+        if content_type == _JSON:
+            continue
         bodies.check_content_type(content_type)
     return bodies.read_deciding_fields(
         body, content_encoding=encoding, model_required=model_required

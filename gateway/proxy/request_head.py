@@ -6,6 +6,7 @@ another request than the gateway does.
 """
 
 import re
+from functools import lru_cache
 from typing import Final
 
 from gateway.errors import Misdirected, RequestInvalid, UpgradeRefused, VersionNotSupported
@@ -19,7 +20,11 @@ _HOST: Final = re.compile(
 )
 _TARGET: Final = re.compile(rb"/[\x21-\x7e]*")
 _OTHER_PROTOCOLS: Final = (b" RTSP/", b" ICE/")  # which the parser takes for HTTP
+_PLAIN_LINE: Final = re.compile(rb"[A-Z]++ [!-~]++ HTTP/1\.1\r\n")  # as clients write it
 _END_OF_LINE: Final = b"\r\n"
+_VERSIONS: Final = ("1.1", "1.0")
+_NOT_ONE_HOST: Final = "There is not one Host header."
+_CACHED_HOSTS_MAX: Final = 256  # clients of a gateway call it by a handful of names
 _WEBSOCKET: Final = b"websocket"
 
 
@@ -31,21 +36,23 @@ def check_head(
     `hosts`: the names, as `host` or `host:port` in lower case, that the gateway is called by;
     another is Misdirected. None: any.
     """
-    if version not in ("1.1", "1.0"):
+    if version not in _VERSIONS:
         raise VersionNotSupported
-    if not is_path(target):
+    if _TARGET.fullmatch(target) is None:
         raise RequestInvalid("The request's target is not a path.")
-    named: list[bytes] = []
+    named: bytes | None = None
     for name, value in headers:
         if name == b"host":
-            named.append(_checked_host(value))
+            if named is not None:
+                raise RequestInvalid(_NOT_ONE_HOST)
+            named = _checked_host(value)
         elif name == b"transfer-encoding" and (
             version == "1.0" or value.strip().lower() != b"chunked"
         ):
             raise RequestInvalid("The Transfer-Encoding is not chunked alone.")
-    if len(named) > 1 or (not named and version == "1.1"):
-        raise RequestInvalid("There is not one Host header.")
-    if hosts is not None and not any(_is_among(host, hosts) for host in named):
+    if named is None and version == "1.1":
+        raise RequestInvalid(_NOT_ONE_HOST)
+    if hosts is not None and (named is None or not _is_among(named, hosts)):
         raise Misdirected
 
 
@@ -60,6 +67,8 @@ def read_line(held: bytes, data: bytes) -> tuple[bytes | None, bool]:
     Return what is to be held of it, None where it is whole; and whether it may still be a line of
     HTTP in three plain words.
     """
+    if not held and _PLAIN_LINE.match(data) is not None:
+        return None, True
     line = (held + data).lstrip(_END_OF_LINE)
     end = line.find(_END_OF_LINE)
     seen = line if end < 0 else line[:end]
@@ -82,6 +91,7 @@ def without_upgrade(*, method: bytes, version: str, target: bytes, headers: Head
     return b"\r\n".join((*lines, b"", b""))
 
 
+@lru_cache(maxsize=_CACHED_HOSTS_MAX)
 def _checked_host(value: bytes) -> bytes:
     """Return a Host in lower case."""
     parts = _HOST.fullmatch(value)

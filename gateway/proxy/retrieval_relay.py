@@ -24,7 +24,7 @@ class RetrievalRelay(Relay):
     def on_client_gone(self) -> None:
         """Read on, where an answer has begun."""
         has_begun = self._status != 0 and self._error_body is None
-        if self.outcome.done() or not has_begun or self._ending or self._meter.is_over:
+        if self.outcome.is_told or not has_begun or self._ending or self._meter.is_over:
             super().on_client_gone()
             return
         self._is_left = True
@@ -79,7 +79,7 @@ class RetrievalRelay(Relay):
 
     def _end_left(self, *, is_whole: bool) -> None:
         """Close the record of a client that has left, with what was told until now."""
-        if self.outcome.done():
+        if self.outcome.is_told:
             return
         self._record.close(
             Status.CLIENT_CLOSED,

@@ -12,12 +12,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import translate
 from itertools import combinations
-from typing import Final, Protocol
+from typing import Final, NamedTuple, Protocol
 
 from gateway.connect_guard import BaseUrl
 from gateway.errors import NoRoute, VendorKeyRefused
 from gateway.vendors.credential import Signer
 from gateway.vendors.vendor import MODEL_ID_CHARS_MAX, VendorKind
+
+KNOWN_ROUTES_MAX: Final = 4_096  # remembered; the names of models are whatever clients say
 
 _WILD: Final = re.compile(r"[*?\[]")
 _WILD_TOKENS: Final = frozenset("*?")
@@ -30,6 +32,15 @@ _KEY_UNUSABLE: Final = (
     "The gateway can't use its own key for this vendor. Tell the gateway's operator; "
     "your token is fine."
 )
+
+
+class Origin(NamedTuple):
+    """Where connections go: what two targets must share to share a connection."""
+
+    scheme: str
+    host: str
+    port: int
+    allow_private: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,8 +68,14 @@ class Target:
     problem: str | None = None
     signer: Signer | None = None
     head: bytes = field(init=False, repr=False, compare=False)  # its own lines of a request's head
+    origin: Origin = field(init=False, repr=False, compare=False)  # where its connections go
 
     def __post_init__(self) -> None:
+        base = self.base
+        origin = Origin(
+            scheme=base.scheme, host=base.host, port=base.port, allow_private=self.is_private
+        )
+        object.__setattr__(self, "origin", origin)
         name, value = self.credential
         host = self.base.authority.encode()
         credential = b"%b: %b\r\n" % (name, value) if name else b""
@@ -108,7 +125,7 @@ class _Pattern:
 
 
 class RoutingTable:
-    """All targets and aliases at one time; never changes."""
+    """All targets and aliases at one time; never changes, so what was found once is remembered."""
 
     def __init__(
         self,
@@ -136,6 +153,7 @@ class RoutingTable:
         self.defaults: Final[dict[str, Target]] = {}  # by group
         self._exact: dict[tuple[str, str], Target] = {}  # by group of paths and model
         self._patterns: dict[str, list[_Pattern]] = {}  # by group, the most specific first
+        self._known: dict[tuple[str, str | None, str | None], Route] = {}  # found before
         if base is not None:
             self._take_defaults(one for one in own if one.is_default)
             for group, target in base.defaults.items():
@@ -175,7 +193,12 @@ class RoutingTable:
 
         Raises VendorKeyRefused where the first target can't be called for its key.
         """
-        route = self._route(wire_name=wire_name, vendor=vendor, model=model)
+        asked = wire_name, vendor, model
+        route = self._known.get(asked)
+        if route is None:
+            route = self._route(wire_name=wire_name, vendor=vendor, model=model)
+            if len(self._known) < KNOWN_ROUTES_MAX:
+                self._known[asked] = route
         if route.targets[0].problem is not None:
             raise VendorKeyRefused(_KEY_UNUSABLE)
         return route

@@ -158,7 +158,11 @@ def named_in_line(text: bytes) -> tuple[Named, ...]:
 
 def _suspect_document(text: bytes, *, items_in: str | None) -> Any:  # noqa: ANN401 - JSON
     """Return a body opened, None where nothing in it can be the name of an object."""
-    if not _is_suspect(text) and not (items_in and _SUSPECT_ITEM.search(text)):
+    if (
+        _SUSPECT.search(text) is None
+        and (_ESCAPE not in text or _ESCAPED_LETTER.search(text) is None)
+        and (items_in is None or _SUSPECT_ITEM.search(text) is None)
+    ):
         return None
     return _decoded(text)
 
@@ -195,12 +199,6 @@ def name_of_object(names: Iterable[str]) -> str | None:
         if name in _REFERENCES or name in _URIS or name == _SKILL:
             return name
     return None
-
-
-def _is_suspect(text: bytes) -> bool:
-    if _SUSPECT.search(text):
-        return True
-    return _ESCAPE in text and _ESCAPED_LETTER.search(text) is not None
 
 
 def _objects(document: Any) -> Iterator[tuple[Any, ...]]:  # noqa: ANN401 - JSON

@@ -17,6 +17,7 @@ from cachetools import LRUCache
 
 from gateway.auth.caller import Caller
 from gateway.errors import DatabaseAway
+from gateway.proxy.errand import as_a_task
 from gateway.proxy.stored_ids import Stored
 from gateway.sql import DATABASE_FAULTS, load_queries
 
@@ -255,6 +256,7 @@ class StoredOwners:
             raise DatabaseAway(_AWAY)
         self._lookups_waiting += 1
         try:
+            await as_a_task()
             async with asyncio.timeout(QUERY_SECONDS_MAX), self._lookups:
                 rows: list[asyncpg.Record] = await self._pool.fetch(_FIND, object_ids)
                 return rows

@@ -49,14 +49,14 @@ class StoredRequests:
         self._owners = owners
         self._routing = routing
 
-    async def locate(self, match: Match, *, caller: Caller) -> tuple[Target, Holding] | None:
-        """Return who holds the object that a path names, None where it names none.
+    async def locate(
+        self, match: Match, object_id: str, *, caller: Caller
+    ) -> tuple[Target, Holding]:
+        """Return who holds the object that a path names.
 
         Raises NotYours, DatabaseAway, and what `RoutingTable.route` raises.
         """
-        if match.object_id is None:
-            return None
-        return await self._holder(match, match.object_id, caller=caller, param=None)
+        return await self._holder(match, object_id, caller=caller, param=None)
 
     async def _holder(
         self, match: Match, object_id: str, *, caller: Caller, param: str | None

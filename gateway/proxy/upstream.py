@@ -11,7 +11,6 @@ import asyncio
 import ssl
 from collections import deque
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
 from typing import Final, Protocol, cast
 
 import httptools
@@ -24,7 +23,7 @@ from gateway.limits import (
     RESPONSE_HEADERS_MAX,
     WRITE_BUFFER_BYTES_MAX,
 )
-from gateway.proxy.routing import Target
+from gateway.proxy.routing import Origin
 
 Headers = list[tuple[bytes, bytes]]
 
@@ -37,32 +36,17 @@ _INTERIM_END: Final = 200
 _SWITCHING_PROTOCOLS: Final = 101
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Origin:
-    """Where connections go: what two targets must share to share a connection."""
-
-    scheme: str
-    host: str
-    port: int
-    allow_private: bool
-
-    @classmethod
-    def of(cls, target: Target) -> "Origin":
-        """Return where a target's connections go."""
-        base = target.base
-        return cls(
-            scheme=base.scheme, host=base.host, port=base.port, allow_private=target.is_private
-        )
-
-
 class Reply(Protocol):
-    """What a connection tells about the answer to its request, in this order."""
+    """What a connection tells about the answer to its request, in this order.
+
+    Names of headers are in lower case.
+    """
 
     def on_head(self, status: int, reason: bytes, headers: Headers) -> None:
         """The answer's head came."""
 
     def on_data(self, data: bytes) -> None:
-        """A piece of the body came, its framing removed."""
+        """A piece of the body came, its framing removed; all that one read has brought."""
 
     def on_end(self) -> None:
         """The body is whole; the connection may serve another request."""
@@ -97,7 +81,7 @@ class UpstreamConnection(asyncio.BufferedProtocol):
     """
 
     def __init__(
-        self, release: Callable[["UpstreamConnection"], None], *, buffer: bytearray
+        self, release: Callable[["UpstreamConnection"], None], *, buffer: memoryview
     ) -> None:
         """`release` takes the connection back into its pool.
 
@@ -105,13 +89,16 @@ class UpstreamConnection(asyncio.BufferedProtocol):
         step in which it comes.
         """
         self._release = release
-        self._buffer = memoryview(buffer)
+        self._buffer = buffer
         self.transport: asyncio.Transport | None = None
         self.reused = False
         self.paused = False
         self.idle_since = 0.0
         self._reply: Reply | None = None
         self._any_byte = False
+        self._pieces: list[bytes] = []  # of the body, that the present read has brought
+        self._pieces_of_body = 0  # how many of them, where the body's end has come
+        self.on_body = self._pieces.append  # the parser's callback, without a call of ours
         self._reset()
 
     def _reset(self) -> None:
@@ -182,43 +169,49 @@ class UpstreamConnection(asyncio.BufferedProtocol):
         return self._buffer
 
     def buffer_updated(self, nbytes: int) -> None:
-        """Take what a read has brought."""
-        self.data_received(bytes(self._buffer[:nbytes]))
-
-    def data_received(self, data: bytes) -> None:
-        """Parse one read and hand it on."""
+        """Parse what a read has brought, and hand it on."""
         reply = self._reply
         if reply is None:  # an answer that nobody asked for
             self.abort()
             return
         self._any_byte = True
-        if len(data) >= READ_BUFFER_BYTES:
+        if nbytes >= READ_BUFFER_BYTES:
             self._let_others_read()
         if not self._head_done:
-            self._head_bytes += len(data)
+            self._head_bytes += nbytes
+        is_broken = False
         try:
-            self._parser.feed_data(data)
+            self._parser.feed_data(self._buffer[:nbytes])
         except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
             defect = _defect_of(error)
             if defect is not None:
                 self._fail(reply, defect)
                 return
-            if not self._ended:
-                self._break()
-                return
-            self._extra = True  # the answer is whole, whatever came behind it
-        if self._reply is None:  # given up while it was told
-            return
-        if not self._head_done and self._head_bytes > RESPONSE_HEAD_BYTES_MAX:
-            self._break()
-            return
+            self._extra = self._ended  # then the answer is whole, whatever came behind it
+            is_broken = not self._ended
         try:
-            if self._ended:
+            if self._pieces:
+                self._hand_on(reply)
+            if self._reply is None:  # given up while it was told
+                return
+            if is_broken or (not self._head_done and self._head_bytes > RESPONSE_HEAD_BYTES_MAX):
+                self._break()
+            elif self._ended:
                 self._finish(reply)
             else:
                 reply.on_read_done()
         except Exception as error:  # noqa: BLE001 - one call's defect is that call's end
             self._fail(reply, error)
+
+    def _hand_on(self, reply: Reply) -> None:
+        """Tell what a read has brought of the body, at once: however it was cut into chunks."""
+        pieces = self._pieces
+        if self._ended:
+            del pieces[self._pieces_of_body :]
+        data = pieces[0] if len(pieces) == 1 else b"".join(pieces)
+        pieces.clear()
+        if data and self._reply is not None:
+            reply.on_data(data)
 
     def _let_others_read(self) -> None:
         """Read on in the loop's next round: it would stay with a fast vendor for many reads."""
@@ -272,13 +265,15 @@ class UpstreamConnection(asyncio.BufferedProtocol):
 
     def _finish(self, reply: Reply) -> None:
         self._reply = None
+        transport = self.transport
         keep = (
             self._keep_alive
             and self._delimited
             and not self._extra
-            and self.is_open
+            and transport is not None
+            and not transport.is_closing()
             # An answer that did not wait for the whole request says nothing about its rest.
-            and not cast("asyncio.Transport", self.transport).get_write_buffer_size()
+            and not transport.get_write_buffer_size()
         )
         reply.on_end()
         reply.on_read_done()
@@ -301,7 +296,7 @@ class UpstreamConnection(asyncio.BufferedProtocol):
         """Keep a header; bounded. One that comes after the head is a trailer, and dropped."""
         if len(self._headers) >= RESPONSE_HEADERS_MAX:
             raise _HeadTooLarge
-        self._headers.append((name, value))
+        self._headers.append((name.lower(), value))
 
     def on_headers_complete(self) -> None:
         """Tell the head, or skip an interim answer."""
@@ -317,15 +312,15 @@ class UpstreamConnection(asyncio.BufferedProtocol):
             self._reason = b""
             return
         self._keep_alive = self._parser.should_keep_alive()
-        self._delimited = status in _NO_BODY or any(_delimits(*header) for header in headers)
+        self._delimited = status in _NO_BODY
+        for name, value in headers:
+            if name == b"content-length" or (
+                name == b"transfer-encoding" and value.rstrip().lower().endswith(b"chunked")
+            ):  # another transfer coding does not tell where a body ends
+                self._delimited = True
         self._head_done = True
         if self._reply is not None:
             self._reply.on_head(status, self._reason, headers)
-
-    def on_body(self, data: bytes) -> None:
-        """Hand a piece of the body on."""
-        if self._reply is not None and not self._ended:
-            self._reply.on_data(data)
 
     def on_message_begin(self) -> None:
         """Note what nobody asked for: another answer behind the one that is whole."""
@@ -333,16 +328,9 @@ class UpstreamConnection(asyncio.BufferedProtocol):
 
     def on_message_complete(self) -> None:
         """Note the end; it is told when the read is done."""
-        if self._head_done:
+        if self._head_done and not self._ended:
             self._ended = True
-
-
-def _delimits(name: bytes, value: bytes) -> bool:
-    """Return whether a header tells where a body ends; another transfer coding does not."""
-    name = name.lower()
-    return name == b"content-length" or (
-        name == b"transfer-encoding" and value.rstrip().lower().endswith(b"chunked")
-    )
+            self._pieces_of_body = len(self._pieces)
 
 
 class _HeadTooLarge(Exception):
@@ -365,7 +353,7 @@ class UpstreamPool:
         self._dial = dial
         self._now = now
         self._idle: dict[Origin, deque[UpstreamConnection]] = {}
-        self._buffer = bytearray(READ_BUFFER_BYTES)
+        self._buffer = memoryview(bytearray(READ_BUFFER_BYTES))
 
     def take_idle(self, origin: Origin) -> UpstreamConnection | None:
         """Return a warm connection, or None."""

@@ -15,8 +15,9 @@ from typing import Final
 
 from gateway.errors import GatewayError, VendorKeyRefused
 from gateway.log import Log
-from gateway.proxy.routing import RoutingTable, Target
-from gateway.proxy.upstream import Origin, UpstreamPool
+from gateway.proxy.errand import as_a_task
+from gateway.proxy.routing import Origin, RoutingTable, Target
+from gateway.proxy.upstream import UpstreamPool
 from gateway.proxy.whole_answer import WholeAnswer
 from gateway.vendors.credential import Outgoing
 from gateway.vendors.vertex import ServiceAccount, TokenRefused
@@ -113,6 +114,7 @@ class TokenKeeper:
             return
         account = self._accounts.get(signer.identity)
         if account is not None:
+            await as_a_task()
             try:
                 async with asyncio.timeout(FIRST_TOKEN_SECONDS_MAX):
                     await account.settled.wait()

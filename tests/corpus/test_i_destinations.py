@@ -8,7 +8,8 @@ import pytest
 
 from gateway.connect_guard import AddressNotAllowed, BaseUrlInvalid, ConnectGuard, check_base_url
 from gateway.errors import VendorUnreachable
-from gateway.proxy.upstream import Origin, UpstreamPool, make_dial
+from gateway.proxy.routing import Origin
+from gateway.proxy.upstream import UpstreamPool, make_dial
 from tests.corpus.attacks import BODY, CHAT, Case, answers_well, ask_all, post
 from tests.corpus.conftest import Outcomes
 from tests.gateway.proxy.rig import KEY, TOKEN, Rig

@@ -428,7 +428,7 @@ async def running(made: Rig, serve: Serve) -> AsyncIterator[None]:
         vendor.close()
         made.lane.abort_all()
         made.pool.close()
-        await asyncio.gather(*made.lane.tasks, return_exceptions=True)
+        assert await made.lane.ended(by=loop.time() + DEADLINE_SECONDS)
         await made.vendor.ended()
         async with asyncio.timeout(DEADLINE_SECONDS):
             while made.lane.connections:  # noqa: ASYNC110 - the last ones say nothing

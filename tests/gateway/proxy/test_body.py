@@ -12,14 +12,16 @@ from hypothesis import strategies as st
 
 from gateway.errors import BodyInvalid, BodyTooLarge, GatewayError, UnsupportedBody
 from gateway.proxy.body import (
+    DECIDING,
     MEMBERS_MAX,
-    PLAIN_BYTES_MAX,
     TOKENS_MAX,
     DecidingFields,
     check_content_type,
     check_same_model,
+    decode_members,
     decoded_copy,
     edited,
+    member_spans,
     read_deciding_fields,
 )
 
@@ -29,7 +31,8 @@ ENCODE: dict[bytes, Callable[[bytes], bytes]] = {
     b"br": brotli.compress,
     b"zstd": zstandard.compress,
 }
-PADDING = b'"padding":"' + b"x" * PLAIN_BYTES_MAX + b'"'
+LONG_BYTES = 2 * 1024  # no value of a member that is read in one go
+PADDING = b'"padding":"' + b"x" * LONG_BYTES + b'"'
 
 
 def read(text: bytes | str, *, model_required: bool = True) -> DecidingFields:
@@ -38,7 +41,7 @@ def read(text: bytes | str, *, model_required: bool = True) -> DecidingFields:
 
 
 def padded(text: bytes) -> bytes:
-    """Return the same object, too long to be searched only."""
+    """Return the same object with a long member."""
     inside = text.strip()[1:-1]
     return b"{" + inside + (b"," if inside.strip() else b"") + PADDING + b"}"
 
@@ -60,16 +63,16 @@ def problem(text: bytes, *, model_required: bool = True) -> tuple[str, str | Non
 
 @pytest.mark.parametrize("shape", [bytes, padded])
 @pytest.mark.parametrize(
-    ("text", "stream", "asks_usage", "has_options"),
+    ("text", "stream", "asks_usage"),
     [
-        (b'{"model":"m"}', False, False, False),
-        (b' {\n "stream" : true , "model" : "m" }\r\n', True, False, False),
-        (b'{"model":"m","stream":false}', False, False, False),
-        (b'{"model":"m","stream":null,"stream_options":null}', False, False, False),
-        (b'{"model":"m","stream":true,"stream_options":{}}', True, False, True),
-        (b'{"stream_options":{"include_usage":true},"model":"m"}', False, True, True),
-        (b'{"model":"m","stream_options":{"include_usage":false}}', False, False, True),
-        (b'{"model":"m","stream_options":{"include_usage":null,"x":[]}}', False, False, True),
+        (b'{"model":"m"}', False, False),
+        (b' {\n "stream" : true , "model" : "m" }\r\n', True, False),
+        (b'{"model":"m","stream":false}', False, False),
+        (b'{"model":"m","stream":null,"stream_options":null}', False, False),
+        (b'{"model":"m","stream":true,"stream_options":{}}', True, False),
+        (b'{"stream_options":{"include_usage":true},"model":"m"}', False, True),
+        (b'{"model":"m","stream_options":{"include_usage":false}}', False, False),
+        (b'{"model":"m","stream_options":{"include_usage":null,"x":[]}}', False, False),
     ],
 )
 def test_a_body_says_what_decides(
@@ -78,15 +81,10 @@ def test_a_body_says_what_decides(
     *,
     stream: bool,
     asks_usage: bool,
-    has_options: bool,
 ) -> None:
     fields = read(shape(text))
     assert fields.model == "m"
-    assert (fields.stream, fields.asks_usage, fields.has_stream_options) == (
-        stream,
-        asks_usage,
-        has_options,
-    )
+    assert (fields.stream, fields.asks_usage) == (stream, asks_usage)
 
 
 @pytest.mark.parametrize("shape", [bytes, padded])
@@ -106,7 +104,7 @@ def test_a_body_says_what_decides(
 )
 def test_only_members_at_the_top_decide(shape: Callable[[bytes], bytes], text: bytes) -> None:
     fields = read(shape(text))
-    assert (fields.model, fields.stream, fields.has_stream_options) == ("m", False, False)
+    assert (fields.model, fields.stream, fields.asks_usage) == ("m", False, False)
 
 
 def test_a_model_may_be_in_the_path_instead() -> None:
@@ -341,7 +339,7 @@ def test_an_edit_changes_one_value_and_no_other_byte(
     ]
     random.shuffle(members)
     if long:
-        members.append(("padding", "x" * PLAIN_BYTES_MAX))
+        members.append(("padding", "x" * LONG_BYTES))
     document = dict(members)
     text = json.dumps(document, indent=indent, ensure_ascii=ascii_only).encode(
         "utf-8", "surrogatepass"
@@ -362,6 +360,78 @@ def test_an_edit_changes_one_value_and_no_other_byte(
         end = common(text[start:][::-1], after[start:][::-1])
         assert len(text) - start - end <= len("false")
         assert len(after) - start - end <= len('"stream_options":{"include_usage":true},')
+
+
+def members_one_by_one(text: str) -> list[tuple[str, bool, tuple[int, int]]]:
+    """Return name, whether it has escapes, and place of each top member, by `json` alone."""
+    decoder = json.JSONDecoder()
+    found: list[tuple[str, bool, tuple[int, int]]] = []
+    at = text.index("{") + 1
+    while True:
+        at += len(text[at:]) - len(text[at:].lstrip(" \t\r\n,"))
+        if text[at] == "}":
+            return found
+        name, after = decoder.raw_decode(text, at)
+        start = text.index(":", after) + 1
+        start += len(text[start:]) - len(text[start:].lstrip())
+        _, end = decoder.raw_decode(text, start)
+        found.append((name, "\\" in text[at:after], (start, end)))
+        at = end
+
+
+spellings = st.sampled_from(
+    [
+        "",
+        "K",
+        "STREAM",
+        "Model",
+        "\\u0053vg",
+        "\\u017ftream_options",
+        "\u017ftream",
+        "background",
+        "m\\u006fdel",
+        "max_tokens",
+        'mod\\"el',
+        "model",
+        "model\\n",
+        "models",
+        "stream",
+        "stream_options",
+        "stream_option\u017f",
+        "svg",
+        "temperature",
+    ]
+)
+spaces = st.sampled_from(["", " ", "\n", " \t\r\n "])
+
+
+@given(st.lists(st.tuples(spellings, values | st.just("x" * 300), spaces, spaces, spaces)), spaces)
+def test_the_walk_sees_what_a_slow_reader_sees(
+    parts: list[tuple[str, object, str, str, str]], around: str
+) -> None:
+    written = [
+        f'{before}"{name}"{between}:{after}{json.dumps(value)}{before}'
+        for name, value, before, between, after in parts
+    ]
+    text = around + "{" + ",".join(written) + around + "}" + around
+    members = members_one_by_one(text)
+    wanted = {name.decode() for name in DECIDING}
+    plain = [name for name, escaped, _ in members if name in wanted and not escaped]
+    is_doubtful = len(set(plain)) < len(plain) or any(
+        name.casefold() in wanted and (escaped or name not in wanted)
+        for name, escaped, _ in members
+    )
+    body = text.encode()
+    try:
+        spans = member_spans(body, len(around), wanted=DECIDING, members=decode_members(body))
+    except BodyInvalid:
+        assert is_doubtful
+    else:
+        assert not is_doubtful
+        found = {
+            name: text[start:end].encode() for name, _, (start, end) in members if name in wanted
+        }
+        assert {name.decode(): body[slice(*place)] for name, place in spans.items()} == found
 
 
 @given(st.binary(max_size=60))

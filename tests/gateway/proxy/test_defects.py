@@ -58,8 +58,8 @@ async def test_a_call_that_ends_as_its_held_answer_is_whole_has_a_row(
 
     def cancels(self: HeldRelay, outcome: Outcome) -> None:
         done(self, outcome)
-        assert self._exchange.task is not None
-        self._exchange.task.cancel()
+        assert self._exchange.errand is not None
+        self._exchange.errand.cancel()
         cancelled.set()
 
     monkeypatch.setattr(HeldRelay, "_done", cancels)

@@ -6,8 +6,8 @@ import pytest
 
 from gateway.proxy.model_list import ModelDirectory
 from gateway.proxy.model_refresh import ModelRefresh
-from gateway.proxy.routing import RoutingTable
-from gateway.proxy.upstream import Origin, UpstreamConnection, UpstreamPool
+from gateway.proxy.routing import Origin, RoutingTable
+from gateway.proxy.upstream import UpstreamConnection, UpstreamPool
 from gateway.proxy.whole_answer import WholeAnswer
 from tests.gateway.proxy.rig import DEADLINE_SECONDS, Rig
 from tests.gateway.proxy.test_calls import answers, plain

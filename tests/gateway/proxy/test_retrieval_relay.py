@@ -10,7 +10,6 @@ from gateway.errors import TokenRevoked
 from gateway.proxy import retrieval_relay
 from gateway.proxy.stored_ids import Stored
 from gateway.proxy.stored_paths import Kind
-from gateway.proxy.upstream import Origin
 from tests.gateway.proxy.rig import DEADLINE_SECONDS, Rig, StayOpen
 
 EVENTS = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
@@ -75,7 +74,7 @@ async def test_an_answer_in_one_piece_that_was_left_is_metered_at_its_end(rig: R
     async with left(rig, head % len(body) + body[:5_000], body[5_000:]):
         row = await rig.lines.row()
     assert (row["status"], row["output_tokens"]) == ("client_closed", 4)
-    connection = rig.pool.take_idle(Origin.of(rig.targets[0]))
+    connection = rig.pool.take_idle(rig.targets[0].origin)
     assert connection is not None, "it serves the next call"
     connection.abort()
 

@@ -14,7 +14,8 @@ import uvloop
 from benchmarks.certificate import Certificate, make_certificate
 from gateway.errors import VendorUnreachable
 from gateway.limits import READ_BUFFER_BYTES
-from gateway.proxy.upstream import Origin, UpstreamPool, make_dial
+from gateway.proxy.routing import Origin
+from gateway.proxy.upstream import UpstreamPool, make_dial
 from gateway.proxy.whole_answer import WholeAnswer
 from tests.gateway.proxy.rig import DEADLINE_SECONDS
 
