@@ -1,5 +1,6 @@
 import asyncio
 import os
+import re
 import shutil
 import tempfile
 import uuid
@@ -33,6 +34,29 @@ GATEWAY_PASSWORD: Final = "gateway-of-the-tests"
 def required(name: str) -> bool:
     """Whether KAIXU_REQUIRE turns "skipped, not installed" into a failure for this one."""
     return name in os.environ.get("KAIXU_REQUIRE", "").split(",")
+
+
+# What is asked over HTTP asks the same of every PostgreSQL; every query is tried on the oldest one
+# as well, by the tests of its own module and by test_query_mutations.py.
+ONE_POSTGRES: Final = (
+    "corpus",
+    "control_plane/alerts",
+    "control_plane/identity",
+    "control_plane/web",
+    "control_plane/test_main.py",
+    "control_plane/test_main_role.py",
+    "control_plane/test_permissions.py",
+)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Leave what one PostgreSQL is enough for to the slow tests, on the other one."""
+    folder = Path(__file__).parent
+    for item in items:
+        where = item.path.relative_to(folder).as_posix()
+        if where.startswith(ONE_POSTGRES) and "pg15" in re.split(r"[\[\]-]", item.name):
+            item.add_marker(pytest.mark.slow)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
