@@ -14,20 +14,23 @@ from tests.journeys.product import Product, Simulator
 pytestmark = pytest.mark.journey
 
 STREAMS: Final = 4
-# By the tables: what the statement is about, and what undoes it.
+# By the tables: what the statement is about, which of them a token has, and what undoes it.
 ENDINGS: Final = {
-    "user disabled": ("users", "disabled_at"),
-    "workspace archived": ("workspaces", "archived_at"),
-    "org suspended": ("orgs", "suspended_at"),
+    "user disabled": ("users", "user_id", "disabled_at"),
+    "workspace archived": ("workspaces", "workspace_id", "archived_at"),
+    "org suspended": ("orgs", "org_id", "suspended_at"),
 }
 
 
-async def ended(connection: asyncpg.Connection, table: str, column: str) -> dict[str, Any]:
-    """Do it and return its receipt."""
+async def ended(connection: asyncpg.Connection, ending: str, token_id: str) -> dict[str, Any]:
+    """Do it to what a token has, and return its receipt."""
     began = time.monotonic()
+    table, reference, column = ENDINGS[ending]
     xact = await connection.fetchval(
         f"UPDATE {table} SET {column} = clock_timestamp() "  # noqa: S608 - of ENDINGS
-        "RETURNING pg_current_xact_id()::text"
+        f"WHERE id = (SELECT {reference} FROM tokens WHERE id = $1) "
+        "RETURNING pg_current_xact_id()::text",
+        token_id,
     )
     change = await change_of(connection, xact)
     return await wait_for_receipt(connection, change, is_embedded=True, began=began)
@@ -51,12 +54,12 @@ async def streams(product: Product, token: str) -> list["asyncio.Task[Answer]"]:
 async def test_whoever_a_token_depends_on_ends_it_with_a_receipt(
     product: Product, ending: str
 ) -> None:
-    token, _ = product.new_token()
-    table, column = ENDINGS[ending]
+    token, token_id = product.new_token()
+    table, _, column = ENDINGS[ending]
     connection = await asyncpg.connect(product.facts["database_url"])
     try:
         open_streams = await streams(product, token)
-        receipt = await ended(connection, table, column)
+        receipt = await ended(connection, ending, token_id)
         assert receipt["complete"] is True
         assert receipt["streams_cut"] == STREAMS
         assert {worker["state"] for worker in receipt["workers"]} == {"confirmed"}
