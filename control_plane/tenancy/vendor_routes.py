@@ -162,6 +162,7 @@ async def put_vendor(request: ApiRequest) -> VendorView:
                     is_private=vendor.is_private,
                     allowed=settings.org_vendor_origins,
                     before=before and check_base_url(before, allow_private=True),
+                    was_private=old is not None and old["is_private"],
                 )
 
         async with request.transaction() as connection:
