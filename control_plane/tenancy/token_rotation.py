@@ -19,6 +19,7 @@ from control_plane.settings import parse_duration
 from control_plane.tenancy.rbac import Permission
 from control_plane.tenancy.receipts import receipt_of
 from control_plane.tenancy.token_bodies import RotatedToken, Rotation
+from control_plane.tenancy.token_rights import check_scopes
 from control_plane.tenancy.token_routes import check_changeable
 from control_plane.tenancy.token_views import GatewayToken, find_token
 from control_plane.tenancy.tokens import check_life, life_max
@@ -54,6 +55,10 @@ async def rotate(request: ApiRequest) -> RotatedToken:
         before = await find_token(connection, org_id, token_id, lock=True)
         request.authorize(workspace_id=before.workspace, user_id=before.user)
         check_changeable(before)
+        if before.user != request.membership.user_id:
+            # The asker is told a secret that is somebody else's: it opens nothing that they could
+            # not have given themselves.
+            check_scopes(request.membership, before.scopes, workspace_id=before.workspace)
         ends_at = await _end(request, connection, before, body)
         secret = generate()
         xact = await replace_secret(connection, token_id, secret, grace=grace, ends_at=ends_at)
