@@ -136,12 +136,14 @@ CREATE TRIGGER token_life_lowered AFTER UPDATE OF token_life_max ON orgs
 FOR EACH ROW WHEN (NEW.token_life_max < OLD.token_life_max)
 EXECUTE FUNCTION token_life_lowered();
 
--- Every token of every org, one change for each org.
+-- Every token of every org, one change for each org; those included that are being made just now.
 CREATE FUNCTION revoke_every_token() RETURNS bigint
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp AS $$
 DECLARE
     ended bigint;
 BEGIN
+    -- Not a weaker one: who holds a token's row, and is about to change it, would wait for us.
+    LOCK TABLE tokens IN EXCLUSIVE MODE;
     PERFORM set_config('kaixu.revocation_scope', 'org', true);
     UPDATE tokens SET revoked_at = clock_timestamp() WHERE revoked_at IS NULL;
     GET DIAGNOSTICS ended = ROW_COUNT;

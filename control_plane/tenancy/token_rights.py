@@ -19,6 +19,7 @@ from gateway.sql import load_queries
 
 _QUERIES: Final = load_queries(__package__, "token_rights.sql")
 _WORKSPACES = _QUERIES["workspaces"]
+_HOLD_MEMBER = _QUERIES["hold_member"]
 _MAY_BE_HOLDER = _QUERIES["may_be_holder"]
 _CEILINGS = _QUERIES["ceilings"]
 
@@ -97,19 +98,20 @@ async def holder_for(
 ) -> uuid.UUID:
     """Return the member whose a new token is to be; None: the asker.
 
-    Others get one from who may change tokens there, and only in a workspace that they are in.
-    Raises NotFound, Forbidden, Refused.
+    Others get one from who may change tokens there, and only in a workspace that they are in. Until
+    the transaction ends they stay there: who takes them away ends this token too. Raises NotFound,
+    Forbidden, Refused.
     """
-    if asked is None or asked == membership.user_id:
-        return membership.user_id
-    if not membership.holds(Permission.TOKENS_WRITE, workspace_id=workspace_id):
+    holder = asked or membership.user_id
+    if holder != membership.user_id and not membership.holds(
+        Permission.TOKENS_WRITE, workspace_id=workspace_id
+    ):
         raise Forbidden("You may make tokens for yourself only.", field="user_id")
-    row = await connection.fetchrow(_MAY_BE_HOLDER, membership.org_id, asked, workspace_id)
-    if row is None:
+    if not await connection.fetchval(_HOLD_MEMBER, membership.org_id, holder):
         raise NotFound("There is no such member.", field="user_id")
-    if not row["is_there"]:
+    if not await connection.fetchval(_MAY_BE_HOLDER, membership.org_id, holder, workspace_id):
         raise Refused("This member is not in that workspace: add it first.", field="user_id")
-    return asked
+    return holder
 
 
 async def check_limits(
