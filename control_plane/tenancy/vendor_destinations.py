@@ -30,9 +30,9 @@ def check_destination(
     """Refuse what only the operator may name. Raises Forbidden.
 
     `allowed` are origins that the operator lets orgs name, `*` standing for a part of a label;
-    `before` is where the vendor of this name is now, which someone was allowed to say;
-    `was_private`: on a private network. Who holds a name decides where it leads, so that a name that was let for
-    public addresses is not let for private ones.
+    `before` is where the vendor of this name is now, which someone was allowed to say, and
+    `was_private` whether that is on a private network. Whoever holds a domain decides where it
+    leads: one that was let for public addresses is not let for private ones.
     """
     stays = before is not None and before.origin == base_url.origin
     if stays and (was_private or not is_private):
