@@ -248,7 +248,7 @@ CREATE TABLE alert_deliveries (
     problem text NOT NULL DEFAULT '',
     PRIMARY KEY (alert_id, subscription_id)
 );
-CREATE INDEX alert_deliveries_waiting ON alert_deliveries (next_at) WHERE state = 'waiting';
+CREATE INDEX alert_deliveries_waiting ON alert_deliveries (org_id, next_at) WHERE state = 'waiting';
 CREATE INDEX alert_deliveries_by_subscription ON alert_deliveries (subscription_id);
 
 DO $$
@@ -369,17 +369,26 @@ BEGIN
 END
 $$;
 
--- Take what is to be sent now; who takes it has until `next_at` to say what came of it.
-CREATE FUNCTION take_alert_deliveries(most integer) RETURNS TABLE (
+-- Take what is to be sent now; who takes it has until `next_at` to say what came of it. Orgs take
+-- turns: one whose URLs are slow, or that has much to be told of, keeps no other waiting.
+CREATE FUNCTION take_alert_deliveries(most integer, most_of_an_org integer) RETURNS TABLE (
     alert_id uuid, subscription_id uuid, org_id uuid, tries integer, kind text, subject_kind text,
     subject text, period text, level smallint, detail jsonb, at timestamptz, channel text,
     url text, secret_sealed bytea, email text
 )
 LANGUAGE sql SECURITY DEFINER SET search_path = public, pg_temp AS $$
     WITH due AS (
-        SELECT d.alert_id, d.subscription_id FROM alert_deliveries AS d
-        WHERE d.state = 'waiting' AND d.next_at <= clock_timestamp()
-        ORDER BY d.next_at LIMIT most FOR UPDATE SKIP LOCKED
+        SELECT d.alert_id, d.subscription_id
+        FROM orgs AS o
+        CROSS JOIN LATERAL (
+            SELECT
+                w.alert_id, w.subscription_id, w.next_at,
+                row_number() OVER (ORDER BY w.next_at) AS turn
+            FROM alert_deliveries AS w
+            WHERE w.org_id = o.id AND w.state = 'waiting' AND w.next_at <= clock_timestamp()
+            ORDER BY w.next_at LIMIT most_of_an_org
+        ) AS d
+        ORDER BY d.turn, d.next_at LIMIT most
     ),
     taken AS (
         UPDATE alert_deliveries AS d
@@ -387,6 +396,7 @@ LANGUAGE sql SECURITY DEFINER SET search_path = public, pg_temp AS $$
             next_at = clock_timestamp() + interval '5 minutes' * 2 ^ least(d.tries, 10)
         FROM due
         WHERE d.alert_id = due.alert_id AND d.subscription_id = due.subscription_id
+            AND d.state = 'waiting' AND d.next_at <= clock_timestamp()  -- by nobody meanwhile
         RETURNING d.*
     )
     SELECT
@@ -408,8 +418,8 @@ LANGUAGE sql SECURITY DEFINER SET search_path = public, pg_temp AS $$
 $$;
 
 REVOKE ALL ON FUNCTION
-    raise_alerts(), take_alert_deliveries(integer), end_alert_delivery(uuid, uuid, text, text)
+    raise_alerts(), take_alert_deliveries(integer, integer), end_alert_delivery(uuid, uuid, text, text)
 FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION
-    raise_alerts(), take_alert_deliveries(integer), end_alert_delivery(uuid, uuid, text, text)
+    raise_alerts(), take_alert_deliveries(integer, integer), end_alert_delivery(uuid, uuid, text, text)
 TO kaixu_control;
