@@ -17,11 +17,7 @@ CREATE TABLE retired_digests (
     until timestamptz NOT NULL
 );
 CREATE INDEX retired_digests_by_token ON retired_digests (token_id);
-ALTER TABLE retired_digests ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY;
-CREATE POLICY owner ON retired_digests TO CURRENT_USER USING (true);
-CREATE POLICY gateway ON retired_digests TO kaixu_gateway USING (true);
-CREATE POLICY tenant ON retired_digests TO kaixu_control
-USING (org_id = nullif(current_setting('app.org_id', true), '')::uuid);
+SELECT isolate('retired_digests', 'org_id = app_org()', by_gateway => true);
 
 -- A secret whose time is cut short is a change of its token; one that has run out is none.
 CREATE FUNCTION retired_digest_changed() RETURNS trigger
@@ -251,23 +247,8 @@ CREATE TABLE alert_deliveries (
 CREATE INDEX alert_deliveries_waiting ON alert_deliveries (org_id, next_at) WHERE state = 'waiting';
 CREATE INDEX alert_deliveries_by_subscription ON alert_deliveries (subscription_id);
 
-DO $$
-DECLARE
-    name text;
-BEGIN
-    FOREACH name IN ARRAY ARRAY['alert_subscriptions', 'alerts', 'alert_deliveries'] LOOP
-        EXECUTE format(
-            'ALTER TABLE %I ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY', name
-        );
-        EXECUTE format('CREATE POLICY owner ON %I TO CURRENT_USER USING (true)', name);
-        EXECUTE format(
-            'CREATE POLICY tenant ON %I TO kaixu_control '
-            'USING (org_id = nullif(current_setting(''app.org_id'', true), '''')::uuid)',
-            name
-        );
-    END LOOP;
-END
-$$;
+SELECT isolate(name::regclass, 'org_id = app_org()')
+FROM unnest(ARRAY['alert_subscriptions', 'alerts', 'alert_deliveries']) AS name;
 GRANT SELECT, INSERT, DELETE ON alert_subscriptions TO kaixu_control;
 GRANT SELECT ON alerts, alert_deliveries TO kaixu_control;
 
