@@ -259,6 +259,10 @@ async def _alias_body(asked: Asked) -> dict[str, Any]:
     return {"vendor": await _vendor(asked), "model": "m"}
 
 
+async def _limits_body(_: Asked) -> dict[str, Any]:
+    return {"limit": 1}
+
+
 # By the name in a path, alone, after the part before it, or with a method: what makes such a thing,
 # and its id.
 THINGS: Final[Mapping[str, Make]] = {
@@ -291,4 +295,5 @@ BODIES: Final[Mapping[str, Make]] = {
     "InvitationToken": _invitation_token,
     "NewInvitation": _new_invitation,
     "AliasBody": _alias_body,
+    "LimitsBody": _limits_body,
 }
