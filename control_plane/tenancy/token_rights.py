@@ -24,28 +24,27 @@ _MAY_BE_HOLDER = _QUERIES["may_be_holder"]
 _CEILINGS = _QUERIES["ceilings"]
 
 
-def conferrable_scopes(membership: Membership, *, workspace_id: uuid.UUID) -> frozenset[str]:
-    """Return the scopes that a member may give a token in a workspace.
+def conferrable_scopes(membership: Membership) -> frozenset[str]:
+    """Return the scopes that a member may give a token.
 
-    `batches` escapes limits and lists of models, so that it is for who sets limits there;
-    `usage:read` reads what all of the org used, so that it is for who may read that.
+    `batches` escapes every limit that applies, so that it is for who sets all of them: who runs a
+    workspace sets neither its own nor its members'. `usage:read` reads what all of the org used, so
+    that it is for who may read that.
     """
     scopes = {"calls"}
-    if membership.holds(Permission.LIMITS_WRITE, workspace_id=workspace_id):
+    if membership.holds(Permission.LIMITS_WRITE):
         scopes.add("batches")
     if membership.holds(Permission.USAGE_READ):
         scopes.add("usage:read")
     return frozenset(scopes)
 
 
-def check_scopes(
-    membership: Membership, scopes: Sequence[str], *, workspace_id: uuid.UUID
-) -> list[str]:
+def check_scopes(membership: Membership, scopes: Sequence[str]) -> list[str]:
     """Return scopes, each once. Raises Forbidden for one that the member may not give.
 
     Raises BadArgument for one that there is not, to who may give all that there are.
     """
-    given = conferrable_scopes(membership, workspace_id=workspace_id)
+    given = conferrable_scopes(membership)
     for scope in scopes:
         if scope in given:
             continue

@@ -59,7 +59,7 @@ async def rotate(request: ApiRequest) -> RotatedToken:
         if before.user != request.membership.user_id:
             # The asker is told a secret that is somebody else's: it opens nothing that they could
             # not have given themselves.
-            check_scopes(request.membership, before.scopes, workspace_id=before.workspace)
+            check_scopes(request.membership, before.scopes)
         ends_at = await _end(request, connection, before, body, cap=cap)
         secret = generate()
         xact = await replace_secret(connection, token_id, secret, grace=grace, ends_at=ends_at)

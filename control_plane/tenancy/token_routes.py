@@ -81,7 +81,7 @@ async def create(request: ApiRequest) -> CreatedToken:
             models=body.models,
             vendors=body.vendors,
             addresses=networks_of(body.addresses),
-            scopes=check_scopes(membership, body.scopes, workspace_id=workspace_id),
+            scopes=check_scopes(membership, body.scopes),
         )
         await check_limits(
             connection,
