@@ -111,6 +111,10 @@ class Source:
             raise BadArgument(f"{path}:{line}: {error.problem}.", field="file") from error
         except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
             raise BadArgument(f"{path} is not YAML.", field="file") from error
+        except (ValueError, KeyError, AttributeError) as error:  # how the parser fails on these
+            raise BadArgument(
+                f"{path} has a number, date or truth value that is none: quote it.", field="file"
+            ) from error
         self._check_twice(self._node, "")
         try:
             self.wanted = msgspec.convert(document, ApplyFile)

@@ -1,15 +1,16 @@
 """What differs between the vendors of a file and those that are there."""
 
+import re
 import uuid
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import asyncpg
 import msgspec
 
-from control_plane.apply_file import UNSET, Source, VendorPart
+from control_plane.apply_file import UNSET, KeyPlace, Source, VendorPart
 from control_plane.audit_log import COMMAND
 from control_plane.errors import BadArgument
 from control_plane.settings import read_secret_file
@@ -23,6 +24,10 @@ from control_plane.tenancy.vendors import (
     list_vendors,
 )
 from gateway.vendors.presets import PLACEHOLDER_KEY
+
+# What the installation itself is run with: who writes the file is not to have it sent to an address
+# of theirs.
+_OWN_SECRET: Final = re.compile(r"KAIXU_.*|JWT_SECRET(_FILE)?|STRIPE_SECRET_KEY(_FILE)?")
 
 Work = Callable[[asyncpg.Connection], Awaitable[object]]
 
@@ -167,6 +172,10 @@ class VendorComparison:
             raise self._source.refusal(
                 "Say where its key is: `key: {env: NAME}` or `key: {file: PATH}`.", place
             )
+        if self._is_own_secret(where):
+            raise self._source.refusal(
+                "This is a secret of the installation's own, and no vendor's key.", place
+            )
         if where.file is not None:
             try:
                 return read_secret_file(Path(where.file).expanduser(), field=place)
@@ -176,3 +185,13 @@ class VendorComparison:
         if not key:
             raise self._source.refusal(f"{where.env} is not set in the environment.", place)
         return key
+
+    def _is_own_secret(self, where: KeyPlace) -> bool:
+        if where.file is None:
+            return _OWN_SECRET.fullmatch(where.env or "") is not None
+        there = Path(where.file).expanduser().resolve()
+        return any(
+            Path(path).resolve() == there
+            for name, path in self._environment.items()
+            if name.endswith("_FILE") and _OWN_SECRET.fullmatch(name)
+        )

@@ -28,6 +28,7 @@ from gateway.sql import load_queries
 
 WATCH_SECONDS: Final = 30.0  # between two rounds
 BATCH_MAX: Final = 100  # deliveries taken at once
+OF_AN_ORG_MAX: Final = 10  # of these: its URLs may be slow, and others wait
 AT_ONCE_MAX: Final = 16  # of these, on their way at one time
 BATCHES_MAX: Final = 10  # in one round; more wait for the next
 TRIES_MAX: Final = 6  # 5 minutes between the first two, doubling: over in 3 hours
@@ -113,7 +114,7 @@ class AlertWatch:
             raised = await connection.fetchval(_RAISE)
         sent = failed = 0
         for _ in range(BATCHES_MAX):
-            taken = await connection.fetch(_TAKE, BATCH_MAX)
+            taken = await connection.fetch(_TAKE, BATCH_MAX, OF_AN_ORG_MAX)
             slots = asyncio.Semaphore(AT_ONCE_MAX)
             problems = await asyncio.gather(*(self._deliver(dict(row), slots) for row in taken))
             for row, problem in zip(taken, problems, strict=True):
@@ -125,7 +126,7 @@ class AlertWatch:
                     )
                 sent += problem is None
                 failed += problem is not None
-            if len(taken) < BATCH_MAX:
+            if not taken:
                 break
         return Round(led=True, raised=raised, sent=sent, failed=failed)
 

@@ -21,7 +21,7 @@ SELECT raise_alerts()
 SELECT
     alert_id::text, subscription_id::text, org_id::text, tries, kind, subject_kind, subject, period,
     level, detail::text AS detail, at, channel, url, secret_sealed, email
-FROM take_alert_deliveries($1)
+FROM take_alert_deliveries($1, $2)
 
 -- name: end
 -- Say what came of a delivery.

@@ -51,19 +51,9 @@ GRANT SELECT, INSERT, UPDATE, DELETE ON aliases, org_aliases TO kaixu_control;
 
 -- An org's aliases are its own; the operator's are for all to see, and changed in a transaction
 -- that belongs to no org.
-ALTER TABLE org_aliases ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY;
-CREATE POLICY owner ON org_aliases TO CURRENT_USER USING (true) WITH CHECK (true);
-CREATE POLICY gateway ON org_aliases FOR SELECT TO kaixu_gateway USING (true);
-CREATE POLICY tenant ON org_aliases TO kaixu_control
-USING (org_id = nullif(current_setting('app.org_id', true), '')::uuid)
-WITH CHECK (org_id = nullif(current_setting('app.org_id', true), '')::uuid);
-ALTER TABLE aliases ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY;
-CREATE POLICY owner ON aliases TO CURRENT_USER USING (true) WITH CHECK (true);
-CREATE POLICY gateway ON aliases FOR SELECT TO kaixu_gateway USING (true);
+SELECT isolate('org_aliases', 'org_id = app_org()', by_gateway => true);
+SELECT isolate('aliases', 'app_org() IS NULL', by_gateway => true);
 CREATE POLICY everyone ON aliases FOR SELECT TO kaixu_control USING (true);
-CREATE POLICY installation ON aliases TO kaixu_control
-USING (nullif(current_setting('app.org_id', true), '') IS NULL)
-WITH CHECK (nullif(current_setting('app.org_id', true), '') IS NULL);
 
 -- Who tests a vendor calls it with a token that is good for a minute, and for this vendor alone: of
 -- the asker where they are a member, else of whoever the installation's first org has. Return
@@ -72,8 +62,8 @@ CREATE FUNCTION begin_vendor_test(token_id uuid, token_digest bytea, token_hint 
 RETURNS TABLE (vendor_id uuid, vendor_kind text, of_org uuid)
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp AS $$
 DECLARE
-    in_org CONSTANT uuid := nullif(current_setting('app.org_id', true), '')::uuid;
-    account CONSTANT uuid := nullif(current_setting('app.account_id', true), '')::uuid;
+    in_org CONSTANT uuid := app_org();
+    account CONSTANT uuid := app_account();
     tested vendors;
     scope text;
 BEGIN

@@ -10,6 +10,7 @@ import msgspec
 from control_plane.errors import NotFound, PreconditionFailed
 from control_plane.tenancy.aliases import find_alias, list_aliases, remove_alias, set_alias
 from control_plane.tenancy.rbac import Permission
+from control_plane.tenancy.receipts import Receipt
 from control_plane.tenancy.vendor_routes import api_words, vendors_receipt
 from control_plane.throttle import RateClass
 from control_plane.web.pages import (
@@ -45,7 +46,7 @@ class RemovedAlias(msgspec.Struct, frozen=True, kw_only=True):
 
     name: str
     removed: bool
-    receipt: dict[str, Any]
+    receipt: Receipt
 
 
 async def read_aliases(request: ApiRequest) -> Page[AliasView]:

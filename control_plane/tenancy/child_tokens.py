@@ -23,7 +23,7 @@ from control_plane.tenancy.token_bodies import (
 )
 from control_plane.tenancy.token_routes import created, networks_of
 from control_plane.tenancy.token_views import GatewayToken, find_token
-from control_plane.tenancy.tokens import Holder, NewToken
+from control_plane.tenancy.tokens import Holder, NewToken, life_max
 from control_plane.throttle import RateClass
 from control_plane.web.request import ApiRequest
 from control_plane.web.route import Needs, Route, Scope
@@ -39,6 +39,7 @@ async def create_child(request: ApiRequest) -> CreatedToken:
     """Make a child of one's own token, and tell its secret, this once."""
     body = request.body_as(ChildCreation)
     async with request.transaction() as connection:
+        await life_max(connection, request.membership.org_id)  # locks the org before its token
         parent = await find_token(
             connection, request.membership.org_id, request.id("token"), lock=True
         )

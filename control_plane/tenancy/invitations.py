@@ -149,7 +149,12 @@ async def invite(request: ApiRequest) -> Invited:
             "invitation.create",
             target_kind="invitation",
             target_id=invitation_id,
-            after={"email": address.text, "role": wanted.role},
+            after={
+                "email": address.text,
+                "role": wanted.role,
+                "workspace_id": wanted.workspace_id,
+                "workspace_role": wanted.workspace_role,
+            },
         )
         row = await connection.fetchrow(_READ, org_id, invitation_id)
     assert row is not None, "it was just made"
@@ -207,7 +212,12 @@ async def accept_invitation(request: ApiRequest) -> Joined:
             "invitation.accept",
             target_kind="invitation",
             target_id=row["id"],
-            after={"user_id": str(user_id), "role": row["role"]},
+            after={
+                "user_id": user_id,
+                "role": row["role"],
+                "workspace_id": row["workspace_id"],
+                "workspace_role": row["workspace_role"],
+            },
             org_id=org_id,
         )
     return Joined(

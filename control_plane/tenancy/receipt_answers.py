@@ -10,7 +10,7 @@ from typing import Final
 
 import msgspec
 
-from control_plane.tenancy.receipts import Change, change_of, wait_for_receipt
+from control_plane.tenancy.receipts import Change, Receipt, change_of, wait_for_receipt
 from control_plane.web.request import ApiRequest
 from gateway.sql import load_queries
 
@@ -18,28 +18,10 @@ _QUERIES: Final = load_queries(__package__, "receipts.sql")
 _EARLIER_END: Final = _QUERIES["earlier_end"]
 
 
-class WorkerReceipt(msgspec.Struct, frozen=True, kw_only=True):
-    """What one worker of a gateway said of a change; who has not yet: when it stops by itself."""
-
-    worker_id: str
-    machine: str
-    state: str
-    confirmed_at: datetime | None
-    streams_cut: int | None
-    admission_stops_at: datetime | None
-    streams_stop_at: datetime | None
-
-
-class ChangeReceipt(msgspec.Struct, frozen=True, kw_only=True):
-    """How far a change is known; `complete`: every worker that lives holds it."""
+class ChangeReceipt(Receipt, frozen=True, kw_only=True):
+    """The receipt of a change of `id`: a member, a workspace, an org."""
 
     id: str
-    ordinal: int | None
-    committed_at: datetime
-    complete: bool
-    took_ms: float
-    streams_cut: int
-    workers: list[WorkerReceipt]
 
 
 async def receipt_of(

@@ -29,7 +29,10 @@ _STARTED_WITHIN_A_LEASE = _QUERIES["started_within_a_lease"]
 
 
 class ReceiptWorker(msgspec.Struct, frozen=True, kw_only=True):
-    """One worker's part of a receipt: confirmed, pending or unknown."""
+    """What one worker said of a change; who has not yet: when it stops by itself.
+
+    `state`: confirmed, pending or unknown.
+    """
 
     worker_id: str
     machine: str
@@ -41,7 +44,10 @@ class ReceiptWorker(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Receipt(msgspec.Struct, frozen=True, kw_only=True):
-    """Which workers hold a change; `ordinal` null: the log was pruned since."""
+    """How far a change is known; `complete`: every worker that lives holds it.
+
+    `ordinal` null: the log was pruned since, or no worker had to hear of it.
+    """
 
     ordinal: int | None
     committed_at: datetime

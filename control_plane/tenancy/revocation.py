@@ -31,6 +31,7 @@ SHOWN_CHARS_MAX: Final = 200  # of what somebody takes for a token
 
 _QUERIES: Final = load_queries(__package__, "revocation.sql")
 _ALLOW_TIME = _QUERIES["allow_time"]
+_HOLD_ORG = _QUERIES["hold_org"]
 _SCOPE = _QUERIES["scope"]
 _REVOKE_OF_ORG = _QUERIES["revoke_of_org"]
 _REVOKE_OF_USER = _QUERIES["revoke_of_user"]
@@ -79,6 +80,7 @@ async def end_tokens_of(
     if user_id is not None and not await connection.fetchval(_USER_EXISTS, org_id, user_id):
         raise NotFound("There is no such member.", field="user_id")
     await connection.execute(_ALLOW_TIME, str(BULK_MILLISECONDS_MAX))
+    await connection.execute(_HOLD_ORG, org_id)
     await connection.execute(_SCOPE, "org" if user_id is None else "user")
     revoked: int = (
         await connection.fetchval(_REVOKE_OF_ORG, org_id)

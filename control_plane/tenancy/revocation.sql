@@ -4,6 +4,11 @@
 -- Many rows take longer than what one request may usually ask for; until the transaction ends.
 SELECT set_config('statement_timeout', $1, true)
 
+-- name: hold_org
+-- Wait for the tokens that are being made in an org, and let no others be made until the transaction
+-- ends: none that was there before survives.
+SELECT true FROM orgs WHERE id = $1 FOR NO KEY UPDATE
+
 -- name: scope
 -- Let the org or the user stand for all of its tokens that end in this transaction.
 SELECT set_config('kaixu.revocation_scope', $1, true)

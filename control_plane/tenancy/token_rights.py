@@ -19,32 +19,32 @@ from gateway.sql import load_queries
 
 _QUERIES: Final = load_queries(__package__, "token_rights.sql")
 _WORKSPACES = _QUERIES["workspaces"]
+_HOLD_MEMBER = _QUERIES["hold_member"]
 _MAY_BE_HOLDER = _QUERIES["may_be_holder"]
 _CEILINGS = _QUERIES["ceilings"]
 
 
-def conferrable_scopes(membership: Membership, *, workspace_id: uuid.UUID) -> frozenset[str]:
-    """Return the scopes that a member may give a token in a workspace.
+def conferrable_scopes(membership: Membership) -> frozenset[str]:
+    """Return the scopes that a member may give a token.
 
-    `batches` escapes limits and lists of models, so that it is for who sets limits there;
-    `usage:read` reads what all of the org used, so that it is for who may read that.
+    `batches` escapes every limit that applies, so that it is for who sets all of them: who runs a
+    workspace sets neither its own nor its members'. `usage:read` reads what all of the org used, so
+    that it is for who may read that.
     """
     scopes = {"calls"}
-    if membership.holds(Permission.LIMITS_WRITE, workspace_id=workspace_id):
+    if membership.holds(Permission.LIMITS_WRITE):
         scopes.add("batches")
     if membership.holds(Permission.USAGE_READ):
         scopes.add("usage:read")
     return frozenset(scopes)
 
 
-def check_scopes(
-    membership: Membership, scopes: Sequence[str], *, workspace_id: uuid.UUID
-) -> list[str]:
+def check_scopes(membership: Membership, scopes: Sequence[str]) -> list[str]:
     """Return scopes, each once. Raises Forbidden for one that the member may not give.
 
     Raises BadArgument for one that there is not, to who may give all that there are.
     """
-    given = conferrable_scopes(membership, workspace_id=workspace_id)
+    given = conferrable_scopes(membership)
     for scope in scopes:
         if scope in given:
             continue
@@ -97,19 +97,20 @@ async def holder_for(
 ) -> uuid.UUID:
     """Return the member whose a new token is to be; None: the asker.
 
-    Others get one from who may change tokens there, and only in a workspace that they are in.
-    Raises NotFound, Forbidden, Refused.
+    Others get one from who may change tokens there, and only in a workspace that they are in. Until
+    the transaction ends they stay there: who takes them away ends this token too. Raises NotFound,
+    Forbidden, Refused.
     """
-    if asked is None or asked == membership.user_id:
-        return membership.user_id
-    if not membership.holds(Permission.TOKENS_WRITE, workspace_id=workspace_id):
+    holder = asked or membership.user_id
+    if holder != membership.user_id and not membership.holds(
+        Permission.TOKENS_WRITE, workspace_id=workspace_id
+    ):
         raise Forbidden("You may make tokens for yourself only.", field="user_id")
-    row = await connection.fetchrow(_MAY_BE_HOLDER, membership.org_id, asked, workspace_id)
-    if row is None:
+    if not await connection.fetchval(_HOLD_MEMBER, membership.org_id, holder):
         raise NotFound("There is no such member.", field="user_id")
-    if not row["is_there"]:
+    if not await connection.fetchval(_MAY_BE_HOLDER, membership.org_id, holder, workspace_id):
         raise Refused("This member is not in that workspace: add it first.", field="user_id")
-    return asked
+    return holder
 
 
 async def check_limits(

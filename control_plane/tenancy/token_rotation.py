@@ -19,6 +19,7 @@ from control_plane.settings import parse_duration
 from control_plane.tenancy.rbac import Permission
 from control_plane.tenancy.receipts import receipt_of
 from control_plane.tenancy.token_bodies import RotatedToken, Rotation
+from control_plane.tenancy.token_rights import check_scopes
 from control_plane.tenancy.token_routes import check_changeable
 from control_plane.tenancy.token_views import GatewayToken, find_token
 from control_plane.tenancy.tokens import check_life, life_max
@@ -51,10 +52,15 @@ async def rotate(request: ApiRequest) -> RotatedToken:
     )
     grace = parse_grace(body.grace)
     async with request.transaction() as connection:
+        cap = await life_max(connection, org_id)
         before = await find_token(connection, org_id, token_id, lock=True)
         request.authorize(workspace_id=before.workspace, user_id=before.user)
         check_changeable(before)
-        ends_at = await _end(request, connection, before, body)
+        if before.user != request.membership.user_id:
+            # The asker is told a secret that is somebody else's: it opens nothing that they could
+            # not have given themselves.
+            check_scopes(request.membership, before.scopes)
+        ends_at = await _end(request, connection, before, body, cap=cap)
         secret = generate()
         xact = await replace_secret(connection, token_id, secret, grace=grace, ends_at=ends_at)
         after = await find_token(connection, org_id, token_id)
@@ -117,7 +123,12 @@ async def replace_secret(
 
 
 async def _end(
-    request: ApiRequest, connection: asyncpg.Connection, token: GatewayToken, body: Rotation
+    request: ApiRequest,
+    connection: asyncpg.Connection,
+    token: GatewayToken,
+    body: Rotation,
+    *,
+    cap: timedelta,
 ) -> datetime:
     """Return when the new secret ends: who may make no tokens there does not prolong one.
 
@@ -128,7 +139,6 @@ async def _end(
         life = parse_duration(body.expires, field="expires")
         await check_life(connection, life, org_id=request.membership.org_id)
     else:
-        cap = await life_max(connection, request.membership.org_id)
         life = min(token.expires_at - token.issued_at, cap)
     ends_at = now + life
     if request.membership.holds(Permission.TOKENS_CREATE, workspace_id=token.workspace):

@@ -2,7 +2,7 @@
 
 import time
 import uuid
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, Final
 
 import asyncpg
@@ -66,10 +66,10 @@ async def create(request: ApiRequest) -> CreatedToken:
     """Make a token and tell its secret, this once."""
     body, membership = request.body_as(TokenCreation), request.membership
     async with request.transaction() as connection:
+        cap = await life_max(connection, membership.org_id)
         workspace_id = await workspace_for(connection, membership, body.workspace_id)
         request.authorize(workspace_id=workspace_id)
         user_id = await holder_for(connection, membership, body.user_id, workspace_id=workspace_id)
-        cap = await life_max(connection, membership.org_id)
         life = life_of(body, now=await connection.fetchval(_NOW), cap=cap)
         assert life is not None, "a new token ends"
         changes = limit_changes(body)
@@ -81,7 +81,7 @@ async def create(request: ApiRequest) -> CreatedToken:
             models=body.models,
             vendors=body.vendors,
             addresses=networks_of(body.addresses),
-            scopes=check_scopes(membership, body.scopes, workspace_id=workspace_id),
+            scopes=check_scopes(membership, body.scopes),
         )
         await check_limits(
             connection,
@@ -138,11 +138,12 @@ async def change(request: ApiRequest) -> ChangedToken:
     patch, org_id = request.body_as(TokenPatch), request.membership.org_id
     async with request.transaction() as connection:
         await hold_limits(connection, "token", request.path["token"])
+        cap = await life_max(connection, org_id)
         before = await find_token(connection, org_id, request.id("token"), lock=True)
         request.authorize(workspace_id=before.workspace, user_id=before.user)
         request.check_match(before)
         check_changeable(before)
-        await _check_patch(request, connection, before, patch)
+        await _check_patch(request, connection, before, patch, cap=cap)
         after = await find_token(connection, org_id, request.id("token"))
         told = _difference(before, after)
         if told:
@@ -191,7 +192,12 @@ def check_changeable(token: GatewayToken) -> None:
 
 
 async def _check_patch(
-    request: ApiRequest, connection: asyncpg.Connection, token: GatewayToken, patch: TokenPatch
+    request: ApiRequest,
+    connection: asyncpg.Connection,
+    token: GatewayToken,
+    patch: TokenPatch,
+    *,
+    cap: timedelta,
 ) -> None:
     """Carry a patch out, as far as the asker may. Raises BadArgument, Forbidden."""
     if patch.scopes is not UNSET and not set(patch.scopes) <= set(token.scopes):
@@ -204,7 +210,7 @@ async def _check_patch(
         check_model_patterns(patch.models)
     if patch.vendors:
         check_vendor_names(patch.vendors)
-    ends_at = await _new_end(request, connection, token, patch)
+    ends_at = await _new_end(connection, token, patch, cap=cap)
     field = widened(token, patch, ends_at=ends_at)
     if field is not None and not request.membership.holds(
         Permission.TOKENS_CREATE, workspace_id=token.workspace
@@ -233,14 +239,13 @@ async def _check_patch(
 
 
 async def _new_end(
-    request: ApiRequest, connection: asyncpg.Connection, token: GatewayToken, patch: TokenPatch
+    connection: asyncpg.Connection, token: GatewayToken, patch: TokenPatch, *, cap: timedelta
 ) -> datetime | None:
     """Return the end that a patch says; None: it says none.
 
     A secret lives no longer than the org allows, counted from when it was made. Raises BadArgument.
     """
     now: datetime = await connection.fetchval(_NOW)
-    cap = await life_max(connection, request.membership.org_id)
     life = life_of(patch, now=now, cap=cap)
     if life is None:
         return None

@@ -8,8 +8,9 @@ ORDER BY w.created_at, w.id, u.created_at, u.id
 LIMIT 1
 
 -- name: life_max
--- How long an org lets a token live.
-SELECT token_life_max FROM orgs WHERE id = $1
+-- How long an org lets a token live: until the transaction ends it stays so, and nobody ends all of
+-- the org's tokens. Asked before a token is locked: those who do either take the org first.
+SELECT token_life_max FROM orgs WHERE id = $1 FOR SHARE
 
 -- name: create
 -- Insert a token, dated by the database's clock; a child ends with its parent at the latest.

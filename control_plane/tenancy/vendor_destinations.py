@@ -20,14 +20,22 @@ _KNOWN: Final = frozenset(
 
 
 def check_destination(
-    base_url: BaseUrl, *, is_private: bool, allowed: Iterable[str], before: BaseUrl | None
+    base_url: BaseUrl,
+    *,
+    is_private: bool,
+    allowed: Iterable[str],
+    before: BaseUrl | None,
+    was_private: bool = False,
 ) -> None:
     """Refuse what only the operator may name. Raises Forbidden.
 
     `allowed` are origins that the operator lets orgs name, `*` standing for a part of a label;
-    `before` is where the vendor of this name is now, which someone was allowed to say.
+    `before` is where the vendor of this name is now, which someone was allowed to say, and
+    `was_private` whether that is on a private network. Whoever holds a domain decides where it
+    leads: one that was let for public addresses is not let for private ones.
     """
-    if before is not None and before.origin == base_url.origin:
+    stays = before is not None and before.origin == base_url.origin
+    if stays and (was_private or not is_private):
         return
     if is_private:
         raise Forbidden(

@@ -14,7 +14,7 @@ import msgspec
 
 from control_plane.errors import BadArgument, NotFound, PreconditionFailed
 from control_plane.tenancy.rbac import Permission
-from control_plane.tenancy.receipts import change_of, wait_for_receipt
+from control_plane.tenancy.receipts import Receipt, receipt_of
 from control_plane.tenancy.vendor_destinations import check_destination
 from control_plane.tenancy.vendor_presets import with_preset
 from control_plane.tenancy.vendors import (
@@ -72,7 +72,7 @@ class VendorView(msgspec.Struct, frozen=True, kw_only=True):
 class ChangedVendor(VendorView, frozen=True, kw_only=True):
     """A vendor after a change; `receipt` says who has heard that it is called no more."""
 
-    receipt: dict[str, Any] | None = None
+    receipt: Receipt | None = None
 
 
 class RemovedVendor(msgspec.Struct, frozen=True, kw_only=True):
@@ -80,7 +80,7 @@ class RemovedVendor(msgspec.Struct, frozen=True, kw_only=True):
 
     name: str
     removed: bool
-    receipt: dict[str, Any]
+    receipt: Receipt
 
 
 class VendorBody(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -162,6 +162,7 @@ async def put_vendor(request: ApiRequest) -> VendorView:
                     is_private=vendor.is_private,
                     allowed=settings.org_vendor_origins,
                     before=before and check_base_url(before, allow_private=True),
+                    was_private=old is not None and old["is_private"],
                 )
 
         async with request.transaction() as connection:
@@ -238,14 +239,16 @@ async def delete_vendor(request: ApiRequest) -> RemovedVendor:
 # --------------------------------------------------------------------------------------- details
 
 
-async def vendors_receipt(request: ApiRequest, xact: str, *, began: float) -> dict[str, Any]:
+async def vendors_receipt(request: ApiRequest, xact: str, *, began: float) -> Receipt:
     """Return the receipt of a transaction that has committed."""
-    services = request.services
-    async with services.database.connection() as connection:
-        change = await change_of(connection, xact)
-        return await wait_for_receipt(
-            connection, change, is_embedded=services.settings.database_is_embedded, began=began
-        )
+    receipt = await receipt_of(
+        request.services.database,
+        xact,
+        is_embedded=request.services.settings.database_is_embedded,
+        began=began,
+    )
+    assert receipt is not None, "there was a transaction"
+    return receipt
 
 
 @contextlib.contextmanager

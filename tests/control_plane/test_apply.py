@@ -182,11 +182,50 @@ async def test_a_mistake_is_told_with_its_line_and_field(
 
 
 @pytest.mark.parametrize(
-    "text", ["[", "a: &x 1\nb: *x\n", "a: !!python/name:os.system x\n", "\x00"]
+    "text",
+    [
+        "[",
+        "a: &x 1\nb: *x\n",
+        "a: !!python/name:os.system x\n",
+        "\x00",
+        "org: {name: 2024-13-45}\n",
+        f"org: {{name: {'1' * 5000}}}\n",
+        "org: {name: !!int x}\n",
+        "org: {name: !!bool x}\n",
+        "org: {name: !!timestamp x}\n",
+    ],
 )
 async def test_what_is_no_plain_yaml_is_refused(owner: asyncpg.Connection, text: str) -> None:
     with pytest.raises(BadArgument):
         await apply(owner, text)
+
+
+@pytest.mark.parametrize(
+    "where", ["env: KAIXU_VAULT_KEY", "env: JWT_SECRET", "file: own", "file: ./other/../own"]
+)
+async def test_the_installations_own_secrets_are_no_vendors_keys(
+    owner: asyncpg.Connection, tmp_path: Path, where: str
+) -> None:
+    (tmp_path / "own").write_text("a-secret-of-the-installation")
+    (tmp_path / "other").mkdir()
+    where = where.replace("file: ", f"file: {tmp_path}/")
+    environment = {
+        "KAIXU_VAULT_KEY": "a-secret",
+        "JWT_SECRET": "a-secret",
+        "KAIXU_CONTROL_KEY_FILE": str(tmp_path / "own"),
+    }
+    text = (
+        "vendors:\n"
+        "  - name: mine\n"
+        "    kind: openai\n"
+        "    base_url: https://llm.example.com/v1\n"
+        f"    key: {{{where}}}\n"
+    )
+
+    with pytest.raises(BadArgument, match="installation"):
+        await apply(owner, text, environment=environment)
+
+    assert await owner.fetchval("SELECT count(*) FROM vendors") == 0
 
 
 async def test_all_of_it_holds_or_nothing(owner: asyncpg.Connection, org: Any) -> None:

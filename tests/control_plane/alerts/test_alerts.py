@@ -14,7 +14,7 @@ import asyncpg
 import pytest
 from aiohttp import web
 
-from control_plane.alerts.watch import TRIES_MAX, AlertWatch, Round
+from control_plane.alerts.watch import BATCH_MAX, OF_AN_ORG_MAX, TRIES_MAX, AlertWatch, Round
 from control_plane.alerts.webhook import WebhookSender
 from control_plane.secrets import ControlKeys
 from control_plane.server_settings import ServerSettings
@@ -274,6 +274,37 @@ async def test_a_url_that_fails_is_tried_again_and_given_up_at_last(
     assert len({headers["x-kaixu-alert-id"] for headers, _ in receiver.got}) == 1
     listed = await node.call("GET", "/api/v1/alerts", by=admin)
     assert listed.json["data"][0]["failed"] + listed.json["data"][1]["failed"] == 1
+
+
+async def test_an_org_with_much_to_be_told_of_keeps_no_other_waiting(
+    node: Node, people: People, owner: asyncpg.Connection
+) -> None:
+    orgs = [await people.org("busy"), await people.org("quiet")]
+    for org_id, alerts, minutes in zip(orgs, (3 * BATCH_MAX, 1), (60, 1), strict=True):
+        person = await people.member(org_id, "admin")
+        made = await subscribe(node, person, channel="email")
+        await owner.execute(
+            """
+            WITH made AS (
+                INSERT INTO alerts (org_id, kind, subject_kind, subject, period, level, detail)
+                SELECT $1, 'limit', 'token', i::text, '', 1, '{}' FROM generate_series(1, $3) AS i
+                RETURNING id
+            )
+            INSERT INTO alert_deliveries (alert_id, subscription_id, org_id, next_at)
+            SELECT id, $2, $1, now() - make_interval(mins => $4) FROM made
+            """,
+            org_id,
+            made["id"],
+            alerts,
+            minutes,
+        )
+    take = "SELECT org_id FROM take_alert_deliveries($1, $2)"
+
+    first = [row["org_id"] for row in await owner.fetch(take, BATCH_MAX, OF_AN_ORG_MAX)]
+    then = [row["org_id"] for row in await owner.fetch(take, BATCH_MAX, OF_AN_ORG_MAX)]
+
+    assert sorted(first) == sorted([orgs[0]] * OF_AN_ORG_MAX + [orgs[1]])
+    assert then == [orgs[0]] * OF_AN_ORG_MAX
 
 
 async def test_one_node_at_a_time_has_the_watch(

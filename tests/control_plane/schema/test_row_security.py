@@ -226,3 +226,33 @@ async def test_an_owner_who_is_no_superuser_can_do_all_that_commands_and_gateway
         await gateway.close()
     finally:
         await owner.close()
+
+
+async def test_what_runs_as_the_owner_looks_names_up_in_one_place(
+    owner: asyncpg.Connection,
+) -> None:
+    rows = await owner.fetch(
+        """
+        SELECT p.proname AS name, coalesce(p.proconfig, '{}') AS settings FROM pg_proc AS p
+        WHERE p.pronamespace = 'public'::regnamespace AND p.prosecdef
+        """
+    )
+    assert rows
+    assert [
+        row["name"] for row in rows if "search_path=public, pg_temp" not in row["settings"]
+    ] == []
+
+
+async def test_views_see_what_their_reader_may_see(owner: asyncpg.Connection) -> None:
+    rows = await owner.fetch(
+        """
+        SELECT c.relname FROM pg_class AS c
+        WHERE c.relnamespace = 'public'::regnamespace AND c.relkind IN ('v', 'm')
+            AND NOT coalesce(c.reloptions, '{}') && ARRAY['security_invoker=true']
+            AND (
+                has_table_privilege('kaixu_control', c.oid, 'SELECT')
+                OR has_table_privilege('kaixu_gateway', c.oid, 'SELECT')
+            )
+        """
+    )
+    assert [row["relname"] for row in rows] == []

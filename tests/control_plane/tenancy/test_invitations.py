@@ -1,3 +1,4 @@
+import json
 import uuid
 from typing import Any
 
@@ -53,9 +54,14 @@ async def test_who_is_invited_joins_org_and_workspace_once(
     assert (await node.call("PATCH", path, by=person, json={"name": "mine"})).status == 200
     assert (await accept(node, person, token)).status == 404
     actions = await owner.fetch(
-        "SELECT action FROM audit_log WHERE org_id = $1 ORDER BY ordinal", org
+        "SELECT action, after::text AS after FROM audit_log WHERE org_id = $1 ORDER BY ordinal", org
     )
     assert [row["action"] for row in actions][:2] == ["invitation.create", "invitation.accept"]
+    for row in actions[:2]:
+        conferred = json.loads(row["after"])
+        assert conferred["role"] == "editor"
+        assert conferred["workspace_id"] == str(workspace)
+        assert conferred["workspace_role"] == "admin"
 
 
 async def test_the_mail_has_the_link_and_the_log_has_not(

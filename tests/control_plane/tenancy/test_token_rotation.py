@@ -153,3 +153,19 @@ async def test_a_rotation_is_within_bounds(
         "SELECT action, after FROM audit_log WHERE target_id = $1", given["id"]
     )
     assert {row["action"] for row in actions} == {"token.create", "token.rotate"}
+
+
+async def test_nobody_is_told_another_ones_secret_that_opens_more_than_they_may_give(
+    node: Node, people: People, org: uuid.UUID
+) -> None:
+    admin = await people.member(org, "admin")
+    here = await people.workspace_id(org)
+    local = await people.workspace_member(org, here, "admin")
+    reads_all = await make(node, admin, workspace_id=str(here), scopes=["calls", "usage:read"])
+    calls = await make(node, admin, workspace_id=str(here))
+
+    refused = await rotate(node, local, reads_all["id"])
+
+    assert (refused.status, refused.json["field"]) == (403, "scopes"), refused.content
+    assert (await rotate(node, local, calls["id"])).status == 200
+    assert (await rotate(node, admin, reads_all["id"])).status == 200

@@ -168,6 +168,9 @@ async def test_nobody_mints_more_than_it_has(  # noqa: PLR0917 - fixtures
         assert (await make(node, editor, 403, **asked))["field"] == field, body
     viewer = await people.workspace_member(org, here, "viewer")
     await make(node, viewer, 403, workspace_id=str(here))
+    local = await people.workspace_member(org, here, "owner")  # who does not set its limit
+    refused = await make(node, local, 403, workspace_id=str(here), scopes=["calls", "batches"])
+    assert refused["field"] == "scopes"
     nobody = await people.member(org, "editor")  # of the org, and in no workspace
     await make(node, nobody, 403, workspace_id=str(here))
     await make(node, nobody, 403)

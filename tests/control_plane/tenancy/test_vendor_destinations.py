@@ -42,3 +42,10 @@ def test_a_private_network_is_for_the_operator_alone() -> None:
     base_url = check_base_url("https://api.openai.com", allow_private=True)
     with pytest.raises(Forbidden):
         check_destination(base_url, is_private=True, allowed=(), before=None)
+
+
+def test_a_name_that_was_let_for_public_addresses_is_not_let_for_private_ones() -> None:
+    base_url = check_base_url("https://acme.openai.azure.com", allow_private=True)
+    with pytest.raises(Forbidden):
+        check_destination(base_url, is_private=True, allowed=AZURE, before=base_url)
+    check_destination(base_url, is_private=True, allowed=(), before=base_url, was_private=True)

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import json
+import uuid
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
@@ -142,4 +143,40 @@ async def test_a_gateway_that_is_not_there_is_told(
             assert made.status == 200, made.content
         untestable = await node.call("POST", "/api/v1/vendors/azure/test", by=admin)
         assert (untestable.status, untestable.json["code"]) == (409, "no_test")
+    assert await owner.fetchval("SELECT count(*) FROM tokens") == 0
+
+
+async def test_the_token_of_a_test_is_nobodys_to_keep(
+    node: Node, people: People, owner: asyncpg.Connection
+) -> None:
+    await register_public_key(owner, PAIR.public)
+    org = await people.org()
+    admin = await people.member(org, "admin")
+    body = {"key": KEY, "disabled": True}
+    assert (await node.call("PUT", "/api/v1/vendors/openai", by=admin, json=body)).status == 200
+    token_id = uuid.uuid4()
+    async with owner.transaction():
+        await owner.execute(
+            "SELECT set_config('app.org_id', $1, true), set_config('app.account_id', $2, true)",
+            str(org),
+            str(admin.account_id),
+        )
+        begun = await owner.fetch(
+            "SELECT * FROM begin_vendor_test($1, $2, '', 'openai')", token_id, bytes(32)
+        )
+        assert len(begun) == 1
+
+    path = f"/api/v1/tokens/{token_id}"
+    asked = [
+        await node.call("GET", path, by=admin),
+        await node.call("PATCH", path, by=admin, json={"expires": "10d"}),
+        await node.call("POST", f"{path}/rotate", by=admin, json={"expires": "10d"}),
+        await node.call("POST", f"{path}/children", by=admin, json={}),
+        await node.call("POST", f"{path}/revoke", by=admin),
+    ]
+
+    assert [answer.status for answer in asked] == [404] * 5
+    listed = await node.call("GET", "/api/v1/tokens", by=admin)
+    assert listed.json["data"] == []
+    await owner.execute("SELECT end_vendor_test($1)", token_id)
     assert await owner.fetchval("SELECT count(*) FROM tokens") == 0
