@@ -169,6 +169,8 @@ class Bench:
             command += ["--tokens", str(running.tokens)]
         if rewrites:
             command.append("--loose")
+        if workload.asks_usage:
+            command.append("--usage")
         with self._load(command) as process:
             _expect(process, "begin")
             before = self._used(running, process.pid)
