@@ -16,7 +16,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final
@@ -55,11 +55,13 @@ class Setup:
     """How ours is set up.
 
     `program`: what stands before the arguments of `kaixu`; `has_month`, `has_permits`: whether the
-    token has a monthly limit, and a rate window and a cap on open calls.
+    token has a monthly limit, and a rate window and a cap on open calls. `settings`: more of the
+    gateway's environment.
     """
 
     program: tuple[str, ...] = (str(KAIXU),)
     workers: int = 1
+    settings: Mapping[str, str] = field(default_factory=dict)
     has_month: bool = True
     has_permits: bool = True
 
@@ -118,6 +120,7 @@ class Ours:
             "HOME": str(folder),
             "LC_ALL": "C.UTF-8",
             "SSL_CERT_FILE": str(around.vendor.authority),
+            **setup.settings,
         }
         ports = ("--port", "0", "--ops-port", "0", "--admin-port", "0")
         command = [

@@ -1,6 +1,7 @@
 -- name: count_calls
 -- How many calls the ledger has; how many ended well with the usage that the vendor told, and how
--- many without any; how many named the model by an alias.
+-- many without any; how many named the model by an alias; how many had a token with a monthly limit,
+-- and how many one with a rate window and a cap.
 SELECT
     count(*) AS rows,
     count(*) FILTER (
@@ -11,8 +12,15 @@ SELECT
         WHERE status = 'complete' AND usage_source = 'none'
         AND input_tokens IS NULL AND output_tokens IS NULL
     ) AS unmetered,
-    count(*) FILTER (WHERE model_requested LIKE 'fast-%') AS aliased
-FROM usage_events
+    count(*) FILTER (WHERE model_requested LIKE 'fast-%') AS aliased,
+    count(l.subject_id) AS limited,
+    count(*) FILTER (
+        WHERE r.subject_id IS NOT NULL AND c.subject_id IS NOT NULL
+    ) AS windowed
+FROM usage_events AS e
+LEFT JOIN call_limits AS l ON l.kind = 'token' AND l.subject_id = e.token_id
+LEFT JOIN rate_limits AS r ON r.kind = 'token' AND r.subject_id = e.token_id
+LEFT JOIN concurrency_limits AS c ON c.kind = 'token' AND c.subject_id = e.token_id
 
 -- name: add_tokens
 -- Insert tokens that are going to call, each with a monthly limit, a rate window and a cap.
