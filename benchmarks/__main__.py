@@ -31,7 +31,7 @@ from benchmarks.ours import Ours, remove_data
 from benchmarks.peers import PEERS
 from benchmarks.processes import Placement, RigError
 from benchmarks.report import OURS, Machine, Run, header, render, to_json
-from benchmarks.shares import Shares, render_shares, shares_of, variants
+from benchmarks.shares import NONE, Shares, Variant, render_shares, shares_of, variants
 from benchmarks.systems import Around, System
 from benchmarks.workers import WorkerRuns, parse_workers, render_workers, workload_of
 from benchmarks.workloads import (
@@ -246,10 +246,12 @@ class Plan:
 
     def run_shares(self, bench: Bench, folder: Path) -> Found:
         """Measure ours without one feature after the other."""
-        chosen = variants(folder / "counts", has_tls=self.has_tls, left_out=self.left_out)
+        counts = folder / "counts"
+        chosen = variants(counts, has_tls=self.has_tls, left_out=self.left_out)
         shares = Shares(
             bench=bench,
             around=self._around(bench, folder),
+            everything=Variant(NONE, counts=counts),
             variants=chosen,
             is_quick=self.is_quick,
             note=note,

@@ -14,6 +14,7 @@ from benchmarks.workloads import Workload
 
 OURS: Final = "ours"
 FORMAT_VERSION: Final = 1
+_WHOLE: Final = frozenset({"streams", "vendor_connections"})  # whole numbers
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -177,6 +178,8 @@ def _columns(workload: Workload) -> list[tuple[str, str]]:
         columns.append(("at calls/s", "calls_per_second"))
     else:
         columns += [("miss CPU µs", "miss_cpu_us"), ("miss database µs", "miss_database_us")]
+    if workload.by_tls:
+        columns.append(("vendor connections", "vendor_connections"))
     return [
         *columns,
         ("MiB", "memory_mib"),
@@ -201,7 +204,7 @@ def _cell(counted: Sequence[Measurement], what: str, compared: Spread | None) ->
         return with_spread(found, digits=1)
     if found is None:
         return "-"
-    digits = 0 if found.median >= 100 or what == "streams" else 1  # noqa: PLR2004
+    digits = 0 if found.median >= 100 or what in _WHOLE else 1  # noqa: PLR2004
     return f"{found.median:,.{digits}f}"
 
 

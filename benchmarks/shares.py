@@ -65,7 +65,7 @@ FEATURES: Final = (
     Feature(name="header policy", part="header-policy", absent=("headers",)),
     Feature(name="TLS to the vendor", changes={"by_tls": True}, is_added=True, workloads=BOTH),
 )
-_NONE: Final = Feature(name=EVERYTHING, workloads=BOTH)
+NONE: Final = Feature(name=EVERYTHING, workloads=BOTH)
 WORKLOADS: Final = (replace(SMALL, by_clock=False), FAST_STREAMS)
 
 
@@ -164,22 +164,29 @@ class Shares:
 
     bench: Bench
     around: Around
-    variants: Sequence[Variant]  # the first is the one with everything on
+    everything: Variant
+    variants: Sequence[Variant]
     is_quick: bool
     note: Callable[[Measurement], None]
     measurements: list[Measurement] = field(default_factory=list)
 
     def round(self, number: int) -> None:
-        """Measure every variant on its workloads once; each round begins with another one."""
-        for workload in WORKLOADS:
-            chosen = [one for one in self.variants if workload.name in one.feature.workloads]
-            start = number % len(chosen)
-            for variant in [*chosen[start:], *chosen[:start]]:
-                measured = self._one(variant, workload, number)
-                self.measurements.append(measured)
-                self.note(measured)
+        """Measure every variant on its workloads once, each beside one with everything on.
 
-    def _one(self, variant: Variant, workload: Workload, number: int) -> Measurement:
+        Now the one comes first, now the other: a machine grows busier or idler meanwhile.
+        """
+        for workload in WORKLOADS:
+            for variant in self.variants:
+                feature = variant.feature
+                if workload.name not in feature.workloads:
+                    continue
+                pair = [(self.everything, beside(feature.name)), (variant, feature.name)]
+                for one, name in pair if number % 2 == 0 else reversed(pair):
+                    measured = self._one(one, workload, number, name=name)
+                    self.measurements.append(measured)
+                    self.note(measured)
+
+    def _one(self, variant: Variant, workload: Workload, number: int, *, name: str) -> Measurement:
         changed: Workload = replace(workload, **variant.feature.changes)  # type: ignore[arg-type]
         if self.is_quick:
             changed = changed.shortened()
@@ -189,7 +196,7 @@ class Shares:
                     self.bench,
                     changed,
                     running,
-                    system=variant.feature.name,
+                    system=name,
                     number=number,
                     rewrites=False,
                     rate_most=None,
@@ -198,17 +205,22 @@ class Shares:
         except RigError as error:
             return Measurement(
                 workload=workload.name,
-                system=variant.feature.name,
+                system=name,
                 round=number,
                 error=str(error),
             )
 
 
+def beside(feature: str) -> str:
+    """Return the name of the measurement with everything on that a feature's is compared with."""
+    return f"{EVERYTHING}, beside {feature}"
+
+
 def variants(
     counts: Path, *, has_tls: bool, left_out: dict[str, str], features: Sequence[Feature] = FEATURES
 ) -> list[Variant]:
-    """Return what is measured; a feature that can't be left out is told in `left_out`."""
-    found = [Variant(_NONE, counts=counts)]
+    """Return ours without each feature; one that can't be left out is told in `left_out`."""
+    found = []
     for feature in features:
         if feature.is_added and not has_tls:
             left_out[feature.name] = "OpenSSL's headers are not installed"
@@ -227,7 +239,7 @@ def variants(
 class Share:
     """What a feature costs: CPU µs a call or an event, with it and without, and the difference.
 
-    The difference is taken within each round, and its median is told. `error`: why a round of it
+    The difference is taken within each pair, and its median is told. `error`: why a round of it
     is not counted.
     """
 
@@ -244,12 +256,12 @@ def shares_of(measurements: Sequence[Measurement]) -> list[Share]:
     found = []
     for workload in WORKLOADS:
         here = [one for one in measurements if one.workload == workload.name]
-        everything = by_round((one for one in here if one.system == EVERYTHING), "cpu_us")
         for feature in FEATURES:
             own = [one for one in here if one.system == feature.name]
+            others = [one for one in here if one.system == beside(feature.name)]
             if not own:
                 continue
-            changed = by_round(own, "cpu_us")
+            changed, everything = by_round(own, "cpu_us"), by_round(others, "cpu_us")
             on, off = (changed, everything) if feature.is_added else (everything, changed)
             found.append(
                 Share(
@@ -258,7 +270,7 @@ def shares_of(measurements: Sequence[Measurement]) -> list[Share]:
                     on=spread(on.values()),
                     off=spread(off.values()),
                     difference=spread(on[number] - off[number] for number in on.keys() & off),
-                    error=next((one.error for one in own if one.error is not None), None),
+                    error=next((one.error for one in [*own, *others] if one.error), None),
                 )
             )
     return found

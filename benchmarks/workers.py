@@ -4,7 +4,7 @@ The connections are as many times more, so that each worker could have as many a
 many calls each worker answered is read from its journal.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final
 
@@ -92,25 +92,29 @@ class WorkerRuns:
                     rate_most=None,
                     direct=lambda _: Direct(latency=None, first_byte=None),
                 )
-                calls = calls_since(before, closed_calls(product.journal))
+                calls = of_workers(
+                    calls_since(before, closed_calls(product.journal)),
+                    workers=workers,
+                    made=measured.ledger_calls or 0,
+                )
         except RigError as error:
             failed = Measurement(
                 workload=workload.name, system=ours.name, round=number, error=str(error)
             )
             return Spreading(workers=workers, measured=failed)
-        return Spreading(workers=workers, measured=measured, calls=of_workers(calls, workers))
+        return Spreading(workers=workers, measured=measured, calls=calls)
 
 
-def of_workers(calls: dict[str, int], workers: int) -> tuple[int, ...]:
+def of_workers(calls: Mapping[str, int], *, workers: int, made: int) -> tuple[int, ...]:
     """Return the calls of this many workers, the busiest first.
 
     Journals of workers that have ended may still be there: these have closed no call meanwhile.
-    Raises RigError where more workers than there are have answered.
+    Raises RigError where these workers have not closed all calls that were made.
     """
-    busiest = sorted(calls.values(), reverse=True)
-    if sum(busiest[workers:]):
-        raise RigError(f"{workers} workers were to answer, and more did: {busiest}")
-    return tuple((*busiest, *[0] * workers)[:workers])
+    busiest = tuple(sorted(calls.values(), reverse=True)[:workers])
+    if sum(busiest) != made:
+        raise RigError(f"{made} calls were made, {workers} workers have closed {busiest}")
+    return (*busiest, *[0] * (workers - len(busiest)))
 
 
 def render_workers(found: Sequence[Spreading]) -> str:
