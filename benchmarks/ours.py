@@ -290,13 +290,13 @@ class Product:
         assert row is not None
         return dict(row)
 
-    def added(self, before: Mapping[str, int], calls: int) -> dict[str, int]:
-        """Return by how much the counts have grown, once there are rows for so many calls."""
+    def added(self, before: Mapping[str, int], rows: int) -> dict[str, int]:
+        """Return by how much the counts have grown, once there are so many rows more."""
         deadline = time.monotonic() + LEDGER_SECONDS_MAX
         while True:
             after = self.count()
             found = {name: count - before[name] for name, count in after.items()}
-            if found["rows"] >= calls or time.monotonic() > deadline:
+            if found["rows"] >= rows or time.monotonic() > deadline:
                 return found
             time.sleep(0.1)
 

@@ -16,7 +16,7 @@ from typing import Final
 from benchmarks.figures import Spread, spread
 from benchmarks.marks import JOURNAL_KEPT, calls_since, closed_calls, counted_requests
 from benchmarks.measure import Bench, Direct, Measurement, measure
-from benchmarks.ours import Ours, Product, Setup
+from benchmarks.ours import Ours, Setup
 from benchmarks.processes import RigError
 from benchmarks.report import by_round, table, with_spread
 from benchmarks.systems import CALLS_PATH, LOOPBACK, Around, Running
@@ -25,6 +25,7 @@ from benchmarks.workloads import FAST_STREAMS, SMALL, Workload
 
 EVERYTHING: Final = "everything on"
 PROBE_SECONDS_MAX: Final = 10.0
+# In the ledger, as ours.sql counts them.
 ROW_MARKS: Final = ("rows", "whole", "unmetered", "aliased", "limited", "windowed")
 
 
@@ -47,6 +48,10 @@ class Feature:
     is_added: bool = False
     workloads: tuple[str, ...] = (SMALL.name,)
     absent: tuple[str, ...] = ()
+
+    def changed(self, workload: Workload) -> Workload:
+        """Return the workload with the calls that leave this out."""
+        return replace(workload, **self.changes)  # type: ignore[arg-type]
 
 
 BOTH: Final = (SMALL.name, FAST_STREAMS.name)
@@ -93,28 +98,20 @@ class Variant(Ours):
             def check(number: int) -> None:
                 nonlocal made
                 made = number
-                found = marks_of(product, number, rows=rows, journals=calls)
-                found["headers"] = number if keeps_headers(running, workload) else 0
-                compare(found, expected_marks(self.feature, number))
+                expected = expected_marks(self.feature, number)
+                found = {
+                    **product.added(rows, expected["rows"]),
+                    "journal": sum(calls_since(calls, closed_calls(product.journal)).values()),
+                    "metrics": counted_requests(product.ops_url),
+                    "headers": number if keeps_headers(running, workload) else 0,
+                }
+                compare(found, expected)
 
             yield replace(running, check=check)
-        asked = counted(self._counts)
+        asked = counted(self._counts)  # a worker that was told to end has shipped all its rows
         least = 1 if self.feature.part == "journal-sync" else made
         if self.feature.part != NOTHING and asked < least:
             raise RigError(f"what stands in for {self.feature.name} was asked {asked} times")
-
-
-def marks_of(
-    product: Product, calls: int, *, rows: Mapping[str, int], journals: Mapping[str, set[str]]
-) -> dict[str, int]:
-    """Return how many of so many calls have left each mark; `rows`, `journals` are from before."""
-    found = product.added(rows, calls)
-    closed = calls_since(journals, closed_calls(product.journal))
-    return {
-        **{name: found[name] for name in ROW_MARKS},
-        "journal": sum(closed.values()),
-        "metrics": counted_requests(product.ops_url),
-    }
 
 
 def expected_marks(feature: Feature, calls: int) -> dict[str, int]:
@@ -181,17 +178,17 @@ class Shares:
                 if workload.name not in feature.workloads:
                     continue
                 pair = [(self.everything, beside(feature.name)), (variant, feature.name)]
-                for one, name in pair if number % 2 == 0 else reversed(pair):
-                    measured = self._one(one, workload, number, name=name)
+                for either, name in pair if number % 2 == 0 else reversed(pair):
+                    measured = self._one(either, workload, number, name=name)
                     self.measurements.append(measured)
                     self.note(measured)
 
-    def _one(self, variant: Variant, workload: Workload, number: int, *, name: str) -> Measurement:
-        changed: Workload = replace(workload, **variant.feature.changes)  # type: ignore[arg-type]
+    def _one(self, one: Variant, workload: Workload, number: int, *, name: str) -> Measurement:
+        changed = one.feature.changed(workload)
         if self.is_quick:
             changed = changed.shortened()
         try:
-            with variant.start(changed, self.around) as running:
+            with one.start(changed, self.around) as running:
                 return measure(
                     self.bench,
                     changed,

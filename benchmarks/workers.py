@@ -131,7 +131,9 @@ def render_workers(found: Sequence[Spreading]) -> str:
                 str(SMALL.connections * workers),
                 with_spread(cpu, digits=1),
                 with_spread(rate, digits=0),
-                "; ".join(", ".join(f"{calls:,}" for calls in one.calls) for one in here),
+                "; ".join(
+                    ", ".join(f"{calls:,}" for calls in one.calls) for one in here if one.calls
+                ),
                 with_spread(spread(one.unevenness for one in here), digits=2),
             ]
         )
@@ -143,3 +145,7 @@ def render_workers(found: Sequence[Spreading]) -> str:
     answered = ("calls of each worker", "most ÷ least")
     head = ["workers", "connections", "CPU µs a call", "calls/s", *answered]
     return f"**Workers**, (a): {SMALL.title}\n\n{table(head, rows)}{''.join(errors)}\n"
+
+
+def _told(calls: Sequence[int]) -> str:
+    return ", ".join(f"{one:,}" for one in calls)
