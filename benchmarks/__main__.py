@@ -1,4 +1,7 @@
-"""`python -m benchmarks`: install, measure in turn, print the table, write the JSON."""
+"""`python -m benchmarks`: install, measure in turn, print the table, write the JSON.
+
+Beside its peers; or with `--shares` its own features, or with `--workers` its own workers.
+"""
 
 import argparse
 import datetime as dt
@@ -9,9 +12,9 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from benchmarks.certificate import make_certificate
 from benchmarks.install import HERE, WORK, Unavailable, build_programs
@@ -27,8 +30,10 @@ from benchmarks.measure import (
 from benchmarks.ours import Ours, remove_data
 from benchmarks.peers import PEERS
 from benchmarks.processes import Placement, RigError
-from benchmarks.report import OURS, Machine, Run, render, to_json
+from benchmarks.report import OURS, Machine, Run, header, render, to_json
+from benchmarks.shares import NONE, Shares, Variant, render_shares, shares_of, variants
 from benchmarks.systems import Around, System
+from benchmarks.workers import WorkerRuns, parse_workers, render_workers, workload_of
 from benchmarks.workloads import (
     DISTINCT_TOKENS,
     FAST_STREAMS,
@@ -58,7 +63,6 @@ class Session:
 
     bench: Bench
     folder: Path
-    rounds: int
     systems: Sequence[System]
     ours: Ours | None
     is_quick: bool
@@ -143,11 +147,16 @@ class Session:
 
     def _note(self, one: Measurement) -> None:
         self.measurements.append(one)
-        if one.error is not None:
-            told = f"NOT TIMED: {one.error}"
-        else:
-            told = f"{one.cpu_us:.1f} µs, {one.per_second:,.0f}/s, crowd {one.crowd_percent:.0f} %"
-        say(f"round {one.round + 1}/{self.rounds} ({one.workload}) {one.system}: {told}")
+        note(one)
+
+
+def note(one: Measurement) -> None:
+    """Tell what was just measured."""
+    if one.error is not None:
+        told = f"NOT TIMED: {one.error}"
+    else:
+        told = f"{one.cpu_us:.1f} µs, {one.per_second:,.0f}/s, crowd {one.crowd_percent:.0f} %"
+    say(f"round {one.round + 1} ({one.workload}) {one.system}: {told}")
 
 
 def say(text: str) -> None:
@@ -185,22 +194,101 @@ def chosen_workloads(
     return found, stores
 
 
-def install(names: Sequence[str], left_out: dict[str, str]) -> tuple[list[System], Ours | None]:
-    """Install the systems; those that can't be had are left out, and why."""
-    systems: list[System] = []
-    ours = None
-    for name in names:
-        if name == OURS:
-            ours = Ours()
-            systems.append(ours)
-            continue
-        say(f"Installing {name} ...")
-        try:
-            systems.append(PEERS[name]())
-        except Unavailable as error:
-            left_out[name] = str(error)
-            say(f"{name} is left out: {error}")
-    return systems, ours
+@dataclass(kw_only=True)
+class Found:
+    """What was measured. `text`: the tables, where they are not the ordinary ones."""
+
+    measurements: Sequence[Measurement]
+    workloads: tuple[Workload, ...]
+    text: str | None = None
+    facts: dict[str, Any] = field(default_factory=dict)  # for the JSON
+
+
+@dataclass(kw_only=True)
+class Plan:
+    """What is to be measured, and how it is done."""
+
+    rounds: int
+    is_quick: bool
+    names: Sequence[str]  # of systems
+    letters: Sequence[str]  # of workloads
+    has_tls: bool = False
+    systems: list[System] = field(default_factory=list)
+    left_out: dict[str, str] = field(default_factory=dict)
+
+    def install(self) -> None:
+        """Install the systems; those that can't be had are left out, and why."""
+        self.left_out["agentgateway"] = "crates.io has no package of this name"
+        for name in self.names:
+            if name == OURS:
+                self.systems.append(Ours())
+                continue
+            say(f"Installing {name} ...")
+            try:
+                self.systems.append(PEERS[name]())
+            except Unavailable as error:
+                self.left_out[name] = str(error)
+                say(f"{name} is left out: {error}")
+
+    def run_systems(self, bench: Bench, folder: Path) -> Found:
+        """Measure all systems on all workloads."""
+        workloads, stores = chosen_workloads(
+            self.letters, is_quick=self.is_quick, has_tls=self.has_tls, left_out=self.left_out
+        )
+        ours = next((one for one in self.systems if isinstance(one, Ours)), None)
+        session = Session(
+            bench=bench, folder=folder, systems=self.systems, ours=ours, is_quick=self.is_quick
+        )
+        for number in range(self.rounds):
+            session.round(number, workloads, stores)
+        names = (*workloads, *(store_of(tokens) for tokens in stores))
+        return Found(measurements=session.measurements, workloads=names)
+
+    def run_shares(self, bench: Bench, folder: Path) -> Found:
+        """Measure ours without one feature after the other."""
+        counts = folder / "counts"
+        chosen = variants(counts, has_tls=self.has_tls, left_out=self.left_out)
+        shares = Shares(
+            bench=bench,
+            around=self._around(bench, folder),
+            everything=Variant(NONE, counts=counts),
+            variants=chosen,
+            is_quick=self.is_quick,
+            note=note,
+        )
+        for number in range(self.rounds):
+            shares.round(number)
+        found = shares_of(shares.measurements)
+        return Found(
+            measurements=shares.measurements,
+            workloads=(),
+            text=render_shares(found),
+            facts={"shares": [asdict(one) for one in found]},
+        )
+
+    def run_workers(self, bench: Bench, folder: Path, numbers: Sequence[int]) -> Found:
+        """Measure ours with each number of workers."""
+        runs = WorkerRuns(
+            bench=bench,
+            around=self._around(bench, folder),
+            numbers=numbers,
+            is_quick=self.is_quick,
+            note=note,
+        )
+        for number in range(self.rounds):
+            runs.round(number)
+        return Found(
+            measurements=[one.measured for one in runs.found],
+            workloads=tuple(workload_of(one, is_quick=self.is_quick) for one in numbers),
+            text=render_workers(runs.found),
+            facts={"workers": [asdict(one) for one in runs.found]},
+        )
+
+    def _around(self, bench: Bench, folder: Path) -> Around:
+        self.systems.append(Ours())  # told of in the report's head
+        own = folder / OURS
+        own.mkdir(exist_ok=True)
+        return Around(vendor=bench.vendor, placement=bench.placement, folder=own)
 
 
 def revision() -> str:
@@ -219,6 +307,9 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="short runs, for a look")
     parser.add_argument("--systems", default=",".join(SYSTEMS), help="[default: %(default)s]")
     parser.add_argument("--workloads", default=",".join(WORKLOADS), help="[default: %(default)s]")
+    modes = parser.add_mutually_exclusive_group()
+    modes.add_argument("--shares", action="store_true", help="what each of our features costs")
+    modes.add_argument("--workers", metavar="1,2,4", help="what a call costs with more workers")
     parser.add_argument("--json", type=Path, default=WORK / "result.json", help="where to write it")
     return parser.parse_args(arguments)
 
@@ -227,23 +318,24 @@ def main(arguments: Sequence[str]) -> int:
     """Run. Exit code 1: some system was not timed; 2: there is nothing to run with."""
     options = parse(arguments)
     rounds = options.rounds or (ROUNDS_QUICK if options.quick else ROUNDS)
-    names = choose(options.systems, SYSTEMS, what="systems")
-    letters = choose(options.workloads, WORKLOADS, what="workloads")
+    numbers = (1,) if options.workers is None else parse_workers(options.workers)
+    plan = Plan(
+        rounds=rounds,
+        is_quick=options.quick,
+        names=choose(options.systems, SYSTEMS, what="systems"),
+        letters=choose(options.workloads, WORKLOADS, what="workloads"),
+    )
     try:
         programs = build_programs()
     except Unavailable as error:
         say(str(error))
         return 2
-    left_out: dict[str, str] = {
-        "agentgateway": "crates.io has no package of this name",
-    }
-    workloads, stores = chosen_workloads(
-        letters, is_quick=options.quick, has_tls=programs.has_tls, left_out=left_out
-    )
-    systems, ours = install(names, left_out)
+    plan.has_tls = programs.has_tls
     folder = WORK / "run"
     remove_data(folder)
-    placement = Placement.of_this_machine()
+    if not (options.shares or options.workers):
+        plan.install()
+    placement = Placement.for_workers(max(numbers))
     began_at, began = dt.datetime.now(dt.UTC), time.monotonic()
     certificate = make_certificate(folder, now=began_at)
     machine = Machine.here(placement=told_placement(placement))
@@ -256,16 +348,12 @@ def main(arguments: Sequence[str]) -> int:
                 certificate=(certificate.authority, certificate.chain, certificate.key),
             )
         )
-        session = Session(
-            bench=bench,
-            folder=folder,
-            rounds=rounds,
-            systems=systems,
-            ours=ours,
-            is_quick=options.quick,
-        )
-        for number in range(rounds):
-            session.round(number, workloads, stores)
+        if options.shares:
+            found = plan.run_shares(bench, folder)
+        elif options.workers:
+            found = plan.run_workers(bench, folder, numbers)
+        else:
+            found = plan.run_systems(bench, folder)
     run = Run(
         machine=machine,
         started_at=began_at.isoformat(timespec="seconds"),
@@ -273,14 +361,14 @@ def main(arguments: Sequence[str]) -> int:
         rounds=rounds,
         is_quick=options.quick,
         revision=revision(),
-        workloads=(*workloads, *(store_of(tokens) for tokens in stores)),
-        systems=tuple(systems),
-        left_out=left_out,
-        measurements=tuple(session.measurements),
+        workloads=found.workloads,
+        systems=tuple(plan.systems),
+        left_out=plan.left_out,
+        measurements=tuple(found.measurements),
     )
     options.json.parent.mkdir(parents=True, exist_ok=True)
-    options.json.write_text(json.dumps(to_json(run), indent=1) + "\n")
-    sys.stdout.write(render(run))
+    options.json.write_text(json.dumps({**to_json(run), **found.facts}, indent=1) + "\n")
+    sys.stdout.write(render(run) if found.text is None else f"{header(run)}\n\n{found.text}")
     say(f"All figures: {options.json}")
     return 1 if any(one.error is not None for one in run.measurements) else 0
 
@@ -289,8 +377,10 @@ def told_placement(placement: Placement) -> str:
     """Return in words which CPU is whose."""
     if placement.system & placement.others:
         return "one CPU for all"
-    others = ", ".join(str(cpu) for cpu in sorted(placement.others))
-    return f"systems on CPU {min(placement.system)}, vendor, load and database on {others}"
+    own, others = (
+        ", ".join(str(cpu) for cpu in sorted(cpus)) for cpus in (placement.system, placement.others)
+    )
+    return f"systems on CPU {own}, vendor, load and database on {others}"
 
 
 if __name__ == "__main__":

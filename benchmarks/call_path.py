@@ -172,7 +172,7 @@ class CallPath:
         self._pool = UpstreamPool(self._dial, now=loop.time)
         self.journal = Journal.create(folder, worker_id=ids.new(), boot_id="boot")
         table = RoutingTable(
-            [_target()], {workload.alias: (_VENDOR, VENDOR_PREFIX + workload.answer)}
+            [_target()], {workload.model: (_VENDOR, VENDOR_PREFIX + workload.answer)}
         )
         calls = Calls(
             authenticator=Authenticator(

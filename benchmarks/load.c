@@ -1,7 +1,7 @@
 /* A load client for benchmarks: one thread, epoll, keep-alive, every byte of every answer checked.
  *
  * load --port P --answer WORD --body FILE [--header LINE]... [--tokens FILE] [--connections N]
- *      [--ramp S] [--warmup S] [--seconds S] [--rate R] [--requests N] [--loose]
+ *      [--ramp S] [--warmup S] [--seconds S] [--rate R] [--requests N] [--loose] [--usage]
  *      [--latencies FILE] [--first-bytes FILE]
  *
  * Connections open evenly over the ramp and send call after call (closed loop), or with --rate as
@@ -10,7 +10,8 @@
  * open then still finish. With --requests the window is exactly these calls. Last comes a line of
  * JSON. WORD is from answers.h; --loose only counts, for those who write answers anew. Samples are
  * uint32, in ns: of each call, or of each event of a stream (from the vendor's stamp); and from
- * each request to its answer's first byte. --tokens cycles through bearers of one length.
+ * each request to its answer's first byte. --tokens cycles through bearers of one length;
+ * with --usage streams are to end with the usage, for the body asks for it.
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
@@ -71,7 +72,7 @@ static size_t request_bytes, token_at, token_bytes, tokens_count, token_next;
 static char *tokens;
 static struct connection *all;
 static unsigned connections = 1;
-static int epoll_fd, timer_fd, port, is_loose;
+static int epoll_fd, timer_fd, port, is_loose, wants_usage;
 static double ramp = 0, warmup = 1, seconds = 3, rate = 0;
 static unsigned long requests_max;
 
@@ -588,6 +589,10 @@ int main(int argc, char **argv) {
             is_loose = 1;
             continue;
         }
+        if (strcmp(name, "--usage") == 0) {
+            wants_usage = 1;
+            continue;
+        }
         if (++i == argc) {
             fprintf(stderr, "%s needs a value\n", name);
             return 2;
@@ -626,7 +631,8 @@ int main(int argc, char **argv) {
     build_request(body, headers, headers_count, path);
     if (answer.is_stream) {
         write_event(event_pattern, 0);
-        stream_end_bytes = (size_t)sprintf(stream_end, "%s%s", STREAM_STOP, STREAM_DONE);
+        stream_end_bytes = (size_t)sprintf(stream_end, "%s%s%s", STREAM_STOP,
+                                           wants_usage ? STREAM_USAGE : "", STREAM_DONE);
     } else {
         expected_bytes = answer.unary_bytes;
         expected = must(malloc(expected_bytes));

@@ -2,6 +2,7 @@
 
 import json
 import subprocess
+import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -24,9 +25,10 @@ from benchmarks.processes import (
     started,
     steal_percent,
 )
-from benchmarks.systems import Running, VendorAddress
+from benchmarks.systems import LOOPBACK, Running, VendorAddress
 from benchmarks.workloads import MICROSECONDS, Workload
 
+ASK_SECONDS_MAX: Final = 10.0  # the vendor, how many connections it has accepted
 LOAD_SECONDS_MAX: Final = 300.0  # of one run of the load client
 FIRST_CALLS: Final = 64  # before memory is taken: lazy parts of a system have loaded then
 # As a share of one core; the calls' rate when latency is taken.
@@ -65,6 +67,7 @@ class Measurement:
     steal_percent: float = 0.0
     crowd_percent: float = 0.0  # of all CPU time, used by processes that are no part of this
     streams: int | None = None
+    vendor_connections: int | None = None  # that the system opened to the vendor for its calls
     ledger_calls: int | None = None  # that the rig found in the ledger, all that were made
     miss_cpu_us: float | None = None
     miss_database_us: float | None = None
@@ -132,6 +135,15 @@ class Bench:
     folder: Path
     vendor: VendorAddress
     vendor_pid: int
+    _asked: int = 0
+
+    def connections(self, *, by_tls: bool) -> int:
+        """Return how many connections the vendor has accepted, these questions not counted."""
+        url = f"http://{LOOPBACK}:{self.vendor.port}/connections"
+        with urllib.request.urlopen(url, timeout=ASK_SECONDS_MAX) as answer:
+            told = json.loads(answer.read())
+        self._asked += 1
+        return int(told["tls"] if by_tls else told["plain"] - self._asked)
 
     def body_file(self, workload: Workload) -> Path:
         """Return a file with the workload's body."""
@@ -169,6 +181,8 @@ class Bench:
             command += ["--tokens", str(running.tokens)]
         if rewrites:
             command.append("--loose")
+        if workload.asks_usage:
+            command.append("--usage")
         with self._load(command) as process:
             _expect(process, "begin")
             before = self._used(running, process.pid)
@@ -304,7 +318,9 @@ def measure(
         first = workload.first_calls()
         made += bench.run(first, running, rewrites=rewrites, requests=FIRST_CALLS).calls_sent
     memory = memory_bytes(running.roots, without=running.database)
+    connections = bench.connections(by_tls=workload.by_tls)
     load = bench.run(workload, running, rewrites=rewrites)
+    connections = bench.connections(by_tls=workload.by_tls) - connections
     made += load.calls_sent
     cpu_us, per_second = load.per_unit("system", unit), load.count(unit) / load.seconds
     measured = Measurement(
@@ -317,6 +333,7 @@ def measure(
         load_us=load.per_unit("load", unit),
         per_second=per_second,
         memory_mib=load.memory / KIB**2,
+        vendor_connections=connections,
         steal_percent=steal_percent(load.before.machine, load.after.machine),
         crowd_percent=load.crowd_percent,
         latency=load.latencies if workload.is_stream else None,

@@ -1,8 +1,8 @@
 """Our gateway, started by its own command, with everything on; and the count of its ledger.
 
 `kaixu up` on a folder of its own: the embedded PostgreSQL, tokens in it, a vendor whose key is
-sealed, an alias for the model, a monthly limit on the token. What is counted as the gateway's is
-all of `kaixu up` except PostgreSQL.
+sealed, an alias for the model; on the token a monthly limit, a rate window and a cap on open calls.
+What is counted as the gateway's is all of `kaixu up` except PostgreSQL.
 """
 
 import asyncio
@@ -16,6 +16,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final
@@ -33,7 +34,11 @@ KAIXU: Final = Path(sys.executable).with_name("kaixu")
 START_SECONDS_MAX: Final = 180.0  # the first start makes a database
 COMMAND_SECONDS_MAX: Final = 120.0
 LEDGER_SECONDS_MAX: Final = 60.0  # a busy run's rows are still on their way to the database
-CALLS_A_MONTH: Final = 1_000_000_000  # the limit is kept and never reached
+# Limits that are kept and never reached.
+CALLS_A_MONTH: Final = 1_000_000_000
+CALLS_A_WINDOW: Final = 100_000_000
+WINDOW_SECONDS: Final = 60
+OPEN_CALLS: Final = 1_000_000
 VENDOR_NAME: Final = "openai"  # the default for its format
 
 _QUERIES: Final = load_queries(__package__, "ours.sql")
@@ -45,6 +50,29 @@ _SETTLE = _QUERIES["settle"]
 Row = dict[str, Any]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Setup:
+    """How ours is set up.
+
+    `program`: what stands before the arguments of `kaixu`; `has_month`, `has_permits`: whether the
+    token has a monthly limit, and a rate window and a cap on open calls. `settings`: more of the
+    gateway's environment.
+    """
+
+    program: tuple[str, ...] = (str(KAIXU),)
+    workers: int = 1
+    settings: Mapping[str, str] = field(default_factory=dict)
+    has_month: bool = True
+    has_permits: bool = True
+
+    def limits(self) -> tuple[str, ...]:
+        """Return the options of `kaixu token create`."""
+        month = ("--limit", str(CALLS_A_MONTH))
+        window = ("--rate", f"{CALLS_A_WINDOW}/{WINDOW_SECONDS}s")
+        cap = ("--concurrency", str(OPEN_CALLS))
+        return (*(month if self.has_month else ()), *((*window, *cap) if self.has_permits else ()))
+
+
 class Ours:
     """Our gateway; its data outlives the starts of one run."""
 
@@ -53,12 +81,13 @@ class Ours:
     rewrites = False
     streams_most: Mapping[str, int] = MappingProxyType({})
     speaks = (
-        "tokens in the database, checksum, monthly limit, journal with group sync, metering, "
-        "ledger, metrics, header policy, alias and usage splices"
+        "tokens in the database, checksum, monthly limit, rate window, cap on open calls, journal "
+        "with group sync, metering, ledger, metrics, header policy, alias and usage splices"
     )
 
-    def __init__(self) -> None:
-        """Take what is installed beside this Python."""
+    def __init__(self, setup: Setup | None = None) -> None:
+        """Take what is installed beside this Python, with everything on."""
+        self._setup = setup or Setup()
         shown = subprocess.run([KAIXU, "--version"], capture_output=True, text=True, check=True)
         self.version = shown.stdout.split()[-1]
 
@@ -66,10 +95,7 @@ class Ours:
     def start(self, workload: Workload, around: Around) -> Iterator[Running]:
         """Start it anew; see System."""
         with self.up(around, name="tls" if workload.by_tls else "plain") as product:
-            product.keep_vendor(workload, around)
-            token = product.token()
-            product.settle()
-            yield product.running(headers=(f"Authorization: Bearer {token}",))
+            yield product.ready(workload, around)
 
     @contextlib.contextmanager
     def start_with_store(
@@ -84,19 +110,22 @@ class Ours:
 
     @contextlib.contextmanager
     def up(self, around: Around, *, name: str) -> Iterator["Product"]:
-        """Run `kaixu up` with one worker."""
+        """Run `kaixu up`."""
         folder = around.folder / name
         folder.mkdir(parents=True, exist_ok=True)
         log = folder / "log"
+        setup = self._setup
         environment = {
             "PATH": os.defpath,
             "HOME": str(folder),
             "LC_ALL": "C.UTF-8",
             "SSL_CERT_FILE": str(around.vendor.authority),
+            **setup.settings,
         }
         ports = ("--port", "0", "--ops-port", "0", "--admin-port", "0")
         command = [
-            str(KAIXU), "up", "--json", "--data", str(folder / "data"), "--workers", "1", *ports,
+            *setup.program, "up", "--json", "--data", str(folder / "data"),
+            "--workers", str(setup.workers), *ports,
         ]  # fmt: skip
         with started(
             command,
@@ -110,7 +139,9 @@ class Ours:
                 line = read_line(process, what="kaixu up", seconds=START_SECONDS_MAX)
             except RigError as error:
                 raise RigError(f"{error}: {last_lines(log)}") from error
-            product = Product(json.loads(line), process.pid, folder, environment)
+            product = Product(
+                json.loads(line), process.pid, folder=folder, environment=environment, setup=setup
+            )
             move([product.postgres], around.placement.others)
             yield product
 
@@ -118,19 +149,31 @@ class Ours:
 class Product:
     """A running `kaixu up`, and its database as the owner sees it."""
 
-    def __init__(self, facts: Row, pid: int, folder: Path, environment: dict[str, str]) -> None:
+    def __init__(
+        self, facts: Row, pid: int, *, folder: Path, environment: dict[str, str], setup: Setup
+    ) -> None:
         """`facts` is the line that it said when it was ready."""
+        self._setup = setup
         self._facts = facts
         self._pid = pid
         self._folder = folder
         self._environment = environment
+        self.ops_url: str = facts["ops_url"]
         self._data = Path(facts["data_dir"])
+        self.journal = self._data / "journal"
         (found,) = self._data.glob("postgresql-*/cluster/postmaster.pid")
         self.postgres = int(found.read_text().split()[0])
 
+    def ready(self, workload: Workload, around: Around) -> Running:
+        """Make it ready for a workload whose calls have one token."""
+        self.keep_vendor(workload, around)
+        token = self.token()
+        self.settle()
+        return self.running(headers=(f"Authorization: Bearer {token}",))
+
     def running(self, *, headers: tuple[str, ...], tokens: Path | None = None) -> Running:
         """Return how it is measured."""
-        before = self._count()
+        before = self.count()
 
         def check(calls: int) -> None:
             self._check(before, calls)
@@ -178,10 +221,11 @@ class Product:
                 self.kaixu("alias", "set", ALIAS_PREFIX + answer, target)
 
     def token(self) -> str:
-        """Return a token with a monthly limit, made once for this folder."""
-        path = self._folder / "token"
+        """Return a token with the set-up's limits, made once for this folder."""
+        limits = self._setup.limits()
+        path = self._folder / "-".join(["token", *(one[2:] for one in limits[::2])])
         if not path.exists():
-            made = self.kaixu("token", "create", "--limit", str(CALLS_A_MONTH))
+            made = self.kaixu("token", "create", *limits)
             path.touch(mode=0o600)
             path.write_text(made["token"])
         return path.read_text()
@@ -209,6 +253,9 @@ class Product:
                 [digest(one) for one in callers],
                 [hint(one) for one in callers],
                 CALLS_A_MONTH,
+                CALLS_A_WINDOW,
+                WINDOW_SECONDS,
+                OPEN_CALLS,
                 timeout=COMMAND_SECONDS_MAX,
             )
             await connection.execute(
@@ -230,27 +277,33 @@ class Product:
 
     # --------------------------------------------------------------------------------- its ledger
 
-    def _count(self) -> asyncpg.Record:
+    def count(self) -> dict[str, int]:
+        """Return what `count_calls` counts."""
         return asyncio.run(self._count_async())
 
-    async def _count_async(self) -> asyncpg.Record:
+    async def _count_async(self) -> dict[str, int]:
         connection = await asyncpg.connect(self._facts["database_url"])
         try:
             row = await connection.fetchrow(_COUNT_CALLS, timeout=COMMAND_SECONDS_MAX)
         finally:
             await connection.close()
         assert row is not None
-        return row
+        return dict(row)
 
-    def _check(self, before: asyncpg.Record, calls: int) -> None:
-        """Raise RigError unless the ledger got `calls` whole rows more, and no other."""
+    def added(self, before: Mapping[str, int], rows: int) -> dict[str, int]:
+        """Return by how much the counts have grown, once there are so many rows more."""
         deadline = time.monotonic() + LEDGER_SECONDS_MAX
         while True:
-            after = self._count()
-            found = {name: after[name] - before[name] for name in ("rows", "whole")}
-            if found["rows"] >= calls or time.monotonic() > deadline:
-                break
+            after = self.count()
+            found = {name: count - before[name] for name, count in after.items()}
+            if found["rows"] >= rows or time.monotonic() > deadline:
+                return found
             time.sleep(0.1)
+
+    def _check(self, before: Mapping[str, int], calls: int) -> None:
+        """Raise RigError unless the ledger got `calls` whole rows more, and no other."""
+        added = self.added(before, calls)
+        found = {name: added[name] for name in ("rows", "whole")}
         if found != {"rows": calls, "whole": calls}:
             raise RigError(
                 f"{calls} calls were made, {found['rows']} are in the ledger, "

@@ -83,8 +83,9 @@ http {{
     }}
 }}
 """
+# It compares a certificate's DNS names alone, never its addresses.
 _NGINX_TLS: Final = """\
-            proxy_ssl_name {host};
+            proxy_ssl_name localhost;
             proxy_ssl_verify on;
             proxy_ssl_trusted_certificate {authority};
             proxy_ssl_session_reuse on;
@@ -114,7 +115,7 @@ class Nginx:
     def start(self, workload: Workload, around: Around) -> Iterator[Running]:
         """Start it anew; see System."""
         port, folder, vendor = free_port(), around.folder, around.vendor
-        tls = _NGINX_TLS.format(host=LOOPBACK, authority=vendor.authority)
+        tls = _NGINX_TLS.format(authority=vendor.authority)
         text = _NGINX.format(
             folder=folder,
             user="user root;" if os.geteuid() == 0 else "",
@@ -191,6 +192,8 @@ _ENVOY_TLS: Final = """\
         common_tls_context:
           validation_context:
             trusted_ca: {{ filename: {authority} }}
+            match_typed_subject_alt_names:
+            - {{ san_type: DNS, matcher: {{ exact: localhost }} }}
 """
 
 

@@ -156,8 +156,17 @@ class Placement:
     @classmethod
     def of_this_machine(cls) -> "Placement":
         """Return how this machine's CPUs are shared out; with one, all share it."""
-        first, *rest = sorted(os.sched_getaffinity(0))
-        return cls(system=frozenset({first}), others=frozenset(rest or {first}))
+        return cls.for_workers(1)
+
+    @classmethod
+    def for_workers(cls, workers: int) -> "Placement":
+        """Return the same for a system of several workers: a CPU for each, as long as one is left.
+
+        Workers beyond that share what there is.
+        """
+        cpus = sorted(os.sched_getaffinity(0))
+        own = min(workers, max(len(cpus) - 1, 1))
+        return cls(system=frozenset(cpus[:own]), others=frozenset(cpus[own:] or cpus))
 
 
 @contextlib.contextmanager

@@ -14,6 +14,7 @@ from benchmarks.workloads import Workload
 
 OURS: Final = "ours"
 FORMAT_VERSION: Final = 1
+_WHOLE: Final = frozenset({"streams", "vendor_connections"})  # whole numbers
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,13 +103,14 @@ def of(run: Run, workload: str, system: str) -> list[Measurement]:
 
 def render(run: Run) -> str:
     """Return the report in Markdown."""
-    parts = [_header(run)]
+    parts = [header(run)]
     parts += [_workload(run, workload) for workload in run.workloads]
     parts += [_slope(run), _goals(run)]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def _header(run: Run) -> str:
+def header(run: Run) -> str:
+    """Return what was measured, where and when."""
     machine = run.machine
     timed = [one for one in run.measurements if one.error is None]
     load = ", ".join(f"{one:.1f}" for one in machine.load_average)
@@ -157,7 +159,7 @@ def _workload(run: Run, workload: Workload) -> str:
         if one.note is not None
     ]
     told = "".join(f"\n\n{note}" for note in notes)
-    return f"**({workload.name})** {workload.title}\n\n{_table(head, rows)}{told}"
+    return f"**({workload.name})** {workload.title}\n\n{table(head, rows)}{told}"
 
 
 def _columns(workload: Workload) -> list[tuple[str, str]]:
@@ -176,6 +178,8 @@ def _columns(workload: Workload) -> list[tuple[str, str]]:
         columns.append(("at calls/s", "calls_per_second"))
     else:
         columns += [("miss CPU µs", "miss_cpu_us"), ("miss database µs", "miss_database_us")]
+    if workload.by_tls:
+        columns.append(("vendor connections", "vendor_connections"))
     return [
         *columns,
         ("MiB", "memory_mib"),
@@ -188,7 +192,7 @@ def _columns(workload: Workload) -> list[tuple[str, str]]:
 
 def _cell(counted: Sequence[Measurement], what: str, compared: Spread | None) -> str:
     if what == "ratio":
-        return _with_spread(compared, digits=2)
+        return with_spread(compared, digits=2)
     if what == "added":
         parts = (
             spread(getattr(one.added, part) for one in counted if one.added is not None)
@@ -197,14 +201,15 @@ def _cell(counted: Sequence[Measurement], what: str, compared: Spread | None) ->
         return " / ".join("-" if one is None else f"{one.median:,.0f}" for one in parts)
     found = spread(getattr(one, what) for one in counted)
     if what in {"cpu_us", "memory_per_stream_kib"}:
-        return _with_spread(found, digits=1)
+        return with_spread(found, digits=1)
     if found is None:
         return "-"
-    digits = 0 if found.median >= 100 or what == "streams" else 1  # noqa: PLR2004
+    digits = 0 if found.median >= 100 or what in _WHOLE else 1  # noqa: PLR2004
     return f"{found.median:,.{digits}f}"
 
 
-def _with_spread(found: Spread | None, *, digits: int) -> str:
+def with_spread(found: Spread | None, *, digits: int) -> str:
+    """Return a figure as a cell: the median, and the least and the greatest of the rounds."""
     if found is None:
         return "-"
     return f"{found.median:,.{digits}f} ({found.least:,.{digits}f}-{found.greatest:,.{digits}f})"
@@ -238,7 +243,7 @@ def _slope(run: Run) -> str:
         return ""
     title = f"From {few.connections:,} to {many.connections:,} streams"
     head = ["system", "KiB for each one more", "lag p50 µs, before / after", "lag p99 µs"]
-    return f"**(f)** {title}\n\n{_table(head, rows)}"
+    return f"**(f)** {title}\n\n{table(head, rows)}"
 
 
 def _end_of_slope(run: Run, workload: str, system: str) -> tuple[float, float, float] | None:
@@ -271,10 +276,11 @@ def _goals(run: Run) -> str:
     if not rows:
         return ""
     head = ["workload", "peer", "CPU, ours ÷ theirs", "goal", "reached", "aim"]
-    return f"**Goals**\n\n{_table(head, rows)}"
+    return f"**Goals**\n\n{table(head, rows)}"
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Return a table in Markdown."""
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 

@@ -3,6 +3,7 @@
  * vendor [--cert FILE --key FILE]: listens on 127.0.0.1 on free ports, plain and, where built with
  * -DWITH_TLS and given a certificate, by TLS; says them on stdout as JSON; runs until killed, or
  * until its stdin ends. What it answers is in answers.h. Requests carry a Content-Length.
+ * /connections tells how many it has accepted by TLS, and how many without.
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
@@ -56,6 +57,7 @@ struct pace {
 static struct pace paces[PACES_MAX];
 static int epoll_fd, timer_fd, plain_fd, tls_fd = -1;
 static uint64_t timer_set_ns;
+static unsigned long accepted_plain, accepted_tls;
 static char shared[READ_BYTES];
 #ifdef WITH_TLS
 static SSL_CTX *tls;
@@ -256,10 +258,24 @@ static int answer_of(const char *path, const char *body, size_t count, struct an
     return parse_answer(last == NULL ? name : last + 1, answer);
 }
 
+static void tell_connections(struct connection *c) {
+    char body[64], answer[256];
+    int length = sprintf(body, "{\"plain\":%lu,\"tls\":%lu}", accepted_plain, accepted_tls);
+    int count = sprintf(answer,
+                        "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n"
+                        "Content-Length: %d\r\n\r\n%s",
+                        length, body);
+    send_bytes(c, answer, (size_t)count);
+}
+
 static void answer_request(struct connection *c, const char *path, const char *body, size_t count) {
     static char unary[UNARY_BYTES_MAX + 256];
     static size_t unary_of, unary_whole; /* the last answer is kept: all calls of a run are alike */
     struct answer answer;
+    if (strncmp(path, "/connections ", 13) == 0) {
+        tell_connections(c);
+        return;
+    }
     if (!answer_of(path, body, count, &answer)) {
         static const char no[] = "HTTP/1.1 404 Not Found\r\nContent-Type: application/json\r\n"
                                  "Content-Length: 41\r\n\r\n"
@@ -362,6 +378,8 @@ static void accept_all(int listener) {
         setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
         struct connection *c = must(calloc(1, sizeof *c));
         c->fd = fd;
+        if (listener == plain_fd) accepted_plain++;
+        else accepted_tls++;
 #ifdef WITH_TLS
         if (listener == tls_fd) {
             c->ssl = must(SSL_new(tls));

@@ -31,6 +31,8 @@ class Workload:
       `seconds`: that count.
     - `unit`: what the CPU time is divided by.
     - `body_bytes`, `model_last`: the request.
+    - `names_alias`: the model is named by an alias; `asks_usage`: a stream asks for its usage
+      itself. Either leaves ours less to put in.
     - `by_tls`: the way to the vendor. `by_clock`: latency is taken in a second run, whose calls go
       out as the clock says; else from the events' own stamps.
     """
@@ -42,6 +44,8 @@ class Workload:
     unit: Literal["call", "event"]
     body_bytes: int
     model_last: bool = False
+    names_alias: bool = True
+    asks_usage: bool = False
     ramp_seconds: float = 0.2
     warm_seconds: float = 2.0
     seconds: float = 4.0
@@ -62,9 +66,9 @@ class Workload:
         return self.connections * MICROSECONDS / int(self.answer.partition("x")[2])
 
     @property
-    def alias(self) -> str:
+    def model(self) -> str:
         """The model's name as clients send it."""
-        return ALIAS_PREFIX + self.answer
+        return (ALIAS_PREFIX if self.names_alias else VENDOR_PREFIX) + self.answer
 
     @property
     def answers(self) -> tuple[str, ...]:
@@ -77,8 +81,10 @@ class Workload:
 
     def body(self) -> bytes:
         """Return the request's body, of just `body_bytes` bytes."""
-        model = {"model": self.alias}
-        stream = {"stream": True} if self.is_stream else {}
+        model = {"model": self.model}
+        stream: dict[str, object] = {"stream": True} if self.is_stream else {}
+        if self.asks_usage:
+            stream["stream_options"] = {"include_usage": True}
 
         def written(content: str) -> bytes:
             messages = {"messages": [{"role": "user", "content": content}], "temperature": 0.2}

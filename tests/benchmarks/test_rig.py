@@ -1,22 +1,21 @@
 """The rig in its smallest form: the C programs, one peer and ours, and the count of the ledger."""
 
 import json
+import os
 import shutil
 import subprocess
-import tempfile
-from collections.abc import Iterator
 from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
 
 from benchmarks.__main__ import choose, main
-from benchmarks.install import HERE, Programs, build_programs
+from benchmarks.install import HERE, Programs
 from benchmarks.measure import Bench, opened_bench
-from benchmarks.ours import Ours
-from benchmarks.processes import Placement, RigError
+from benchmarks.ours import Ours, Setup
+from benchmarks.processes import RigError
 from benchmarks.systems import Around, Running
-from benchmarks.workloads import FAST_STREAMS, SMALL, Workload
+from benchmarks.workloads import FAST_STREAMS, SMALL, TLS_CALLS, Workload
 
 pytestmark = [
     pytest.mark.journey,
@@ -24,24 +23,6 @@ pytestmark = [
 ]
 
 ENOUGH = 40  # calls
-
-
-@pytest.fixture(scope="module")
-def programs() -> Programs:
-    return build_programs()
-
-
-@pytest.fixture
-def bench(programs: Programs, tmp_path: Path) -> Iterator[Bench]:
-    nothing = tmp_path / "no-certificate"
-    plain = Programs(vendor=programs.vendor, load=programs.load, has_tls=False)
-    with opened_bench(
-        plain,
-        placement=Placement.of_this_machine(),
-        folder=tmp_path,
-        certificate=(nothing, nothing, nothing),
-    ) as opened:
-        yield opened
 
 
 def test_the_load_client_knows_every_byte_of_the_vendors_answers(bench: Bench) -> None:
@@ -98,14 +79,6 @@ def test_a_refusal_is_not_timed(bench: Bench) -> None:
         bench.run(unknown, bench.direct(), requests=4)
 
 
-@pytest.fixture
-def folder() -> Iterator[Path]:
-    # Not pytest's: PostgreSQL's own user has to get there.
-    made = Path(tempfile.mkdtemp(prefix="kaixu-bench-"))
-    yield made
-    shutil.rmtree(made, ignore_errors=True)
-
-
 def test_calls_that_the_ledger_does_not_have_are_told(bench: Bench, folder: Path) -> None:
     around = Around(vendor=bench.vendor, placement=bench.placement, folder=folder)
     ours = Ours()
@@ -143,6 +116,29 @@ def test_the_rig_measures_ours_beside_nginx(
     assert measured["nginx"]["database_us"] is None
     assert measured["ours"]["cpu_us"] > measured["nginx"]["cpu_us"] / 10
     assert out.count("**(a)**") == 1
+
+
+def test_ours_keeps_its_tls_connections_to_the_vendor(tls_bench: Bench, folder: Path) -> None:
+    around = Around(vendor=tls_bench.vendor, placement=tls_bench.placement, folder=folder)
+    before = tls_bench.connections(by_tls=True)
+    with Ours().start(TLS_CALLS, around) as running:
+        assert running.check is not None
+        calls = tls_bench.run(TLS_CALLS, running, requests=20 * ENOUGH).calls_sent
+        running.check(calls)
+    opened = tls_bench.connections(by_tls=True) - before
+    assert 1 <= opened <= 2 * TLS_CALLS.connections < calls / 10
+
+
+def test_ours_trusts_no_vendor_whose_authority_it_was_not_given(
+    tls_bench: Bench, folder: Path
+) -> None:
+    around = Around(vendor=tls_bench.vendor, placement=tls_bench.placement, folder=folder)
+    distrusting = Ours(Setup(settings={"SSL_CERT_FILE": os.devnull}))
+    with (
+        distrusting.start(TLS_CALLS, around) as running,
+        pytest.raises(RigError, match=r"wrong answers: 1 status \(status 502\)"),
+    ):
+        tls_bench.run(TLS_CALLS, running, requests=1)
 
 
 def test_an_unknown_name_is_refused() -> None:

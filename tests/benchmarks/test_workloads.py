@@ -26,7 +26,7 @@ def test_a_body_is_json_of_its_exact_size_that_names_the_alias(workload: Workloa
     body = workload.body()
     assert len(body) == workload.body_bytes
     read = json.loads(body)
-    assert read["model"] == workload.alias
+    assert read["model"] == workload.model
     assert read.get("stream", False) is workload.is_stream
     assert "stream_options" not in read  # asking for usage is left to the gateway
 
