@@ -159,7 +159,8 @@ class Shipping:
             if self._load_kept(rows_max):
                 return Batch(rows=self._kept_batch, more=True, generation=self._generation)
             self._end_again()
-        more = len(rows) >= rows_max or self._kept_rows is not None
+        # Rows may be left behind those that filled the batch, by number or by size.
+        more = position < self._end() or self._kept_rows is not None
         return Batch(rows=rows, more=more, position=position, generation=self._generation)
 
     def shipped(self, batch: Batch) -> None:

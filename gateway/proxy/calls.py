@@ -180,7 +180,7 @@ class Calls:
             if match is None:
                 exchange.respond(_HEALTHY)
                 return
-            caller = await self._who(exchange, match)
+            caller = await self._who(exchange, self._in_format(match, None))
             call = Call(call_id, caller, exchange, started)
             self._live.register(call)
             await self._permit(call)
@@ -261,11 +261,13 @@ class Calls:
         """Return what the request asks for; None for the one question that needs no token."""
         if exchange.path == "/" and exchange.method in (b"HEAD", b"GET"):
             return None
-        match = find(exchange.path, method=exchange.method, headers=exchange.headers)
-        return self._in_format(match, None)
+        return find(exchange.path, method=exchange.method, headers=exchange.headers)
 
     def _in_format(self, match: Match, caller: Caller | None) -> Match:
-        """Return what a vendor's path means there; the caller's org may have one of its own."""
+        """Return what a vendor's path means there; the caller's org may have one of its own.
+
+        It is read as found, and not as another vendor of this name would read it.
+        """
         named = None if match.vendor is None else self._routing(caller).target(match.vendor)
         return match if named is None else in_format(match, named.kind.wire.name)
 

@@ -87,6 +87,7 @@ class ClientConnection(asyncio.Protocol):
         self._waiting: list[Exchange] = []  # a few; the first is being answered
         self._reading: Exchange | None = None  # whose body is being read
         self._unstarted: Exchange | None = None  # first in line, and came with the present read
+        self._answering: Exchange | None = None  # begun with, and not over; answered, maybe
         self._line: bytes | None = None  # what came of the request line that began a read
         self._target = b""
         self._headers: Headers = []
@@ -207,7 +208,7 @@ class ClientConnection(asyncio.Protocol):
         exchange = self._unstarted
         if exchange is not None:
             self._unstarted = None
-            self._lane.start(exchange)
+            self._start_next(exchange)
         elif self._waiting:
             self._waiting[0].tell_body()
 
@@ -374,7 +375,7 @@ class ClientConnection(asyncio.Protocol):
         return self._transport.get_write_buffer_size() if self._transport is not None else 0
 
     def on_answered(self, exchange: Exchange) -> None:
-        """Go on with the next request, or close."""
+        """Close, where no other request is to be answered."""
         if self._waiting and self._waiting[0] is exchange:
             del self._waiting[0]
         self._since = self._lane.loop.time()
@@ -387,11 +388,23 @@ class ClientConnection(asyncio.Protocol):
                 self._close()
             else:
                 self._linger()
-        elif self._waiting:  # in the loop's next round: the one before is not yet over
+        elif self._answering is None:
+            self._begin_next()
+
+    def on_over(self, exchange: Exchange) -> None:
+        """Whoever answered an exchange has let go of all that it held: the next one may begin."""
+        self._answering = None
+        is_answered = not self._waiting or self._waiting[0] is not exchange
+        if is_answered and not self._closing and self._lingering_since is None:
+            self._begin_next()
+
+    def _begin_next(self) -> None:
+        if self._waiting:  # in the loop's next round: requests sent ahead must not pile up calls
             self._lane.loop.call_soon(self._start_next, self._waiting[0])
 
     def _start_next(self, exchange: Exchange) -> None:
-        if self._waiting and self._waiting[0] is exchange:
+        if self._answering is None and self._waiting and self._waiting[0] is exchange:
+            self._answering = exchange
             self._lane.start(exchange)
 
     def abort(self) -> None:

@@ -55,7 +55,10 @@ class Connection(Protocol):
         """Write, if the client is still there."""
 
     def on_answered(self, exchange: "Exchange") -> None:
-        """Go on with the next request, or close."""
+        """Close, where no other request is to be answered."""
+
+    def on_over(self, exchange: "Exchange") -> None:
+        """Go on with the next request."""
 
     def abort(self) -> None:
         """Break the connection."""
@@ -264,6 +267,10 @@ class Exchange:
         self.answered = True
         self.release_body()
         self._connection.on_answered(self)
+
+    def end(self) -> None:
+        """Whoever answered it is done with it."""
+        self._connection.on_over(self)
 
     def abort(self) -> None:
         """Break the connection: the client must not take what it got for the whole."""

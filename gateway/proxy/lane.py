@@ -123,6 +123,7 @@ class Lane:
         if error is not None:  # one request's defect is not another's
             self.on_defect(error)
             exchange.abort()
+        exchange.end()
         if not self._errands:
             self._quiet.set()
 

@@ -378,6 +378,22 @@ async def test_rows_gather_longer_while_there_are_many(
     journal.close()
 
 
+async def test_rows_that_fill_a_batch_by_their_size_leave_none_behind(
+    tmp_path: Path, gateway_pool: asyncpg.Pool
+) -> None:
+    ledger = Ledger(gateway_pool)
+    journal = Journal.create(tmp_path, worker_id=ids.new(), boot_id="boot")
+    rows = 200
+    for _ in range(rows):
+        row = make_row(vendor_usage={"told": "x" * 8_000})
+        call_id = json.loads(row)["id"]
+        journal.open_call(call_id, row, admitted=7.0, block_ids=())
+        journal.close_call(call_id, row)
+    assert await ledger.ship(journal) == rows
+    assert journal.unshipped_since() is None
+    journal.close()
+
+
 async def lose(owner: asyncpg.Connection, *, after: int) -> None:
     """Take the ledger back to where it was, as a standby is that lagged behind."""
     await owner.execute("DELETE FROM usage_events WHERE ordinal > $1", after)

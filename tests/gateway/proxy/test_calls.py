@@ -14,6 +14,7 @@ import pytest
 from gateway.auth.caller import Caller
 from gateway.errors import Draining, JournalFull, TokenRevoked
 from gateway.proxy import relay as relay_module
+from gateway.proxy.routing import RoutingTable
 from tests.gateway.proxy.rig import DEADLINE_SECONDS, KEY, TOKEN, Rig, Script, StayOpen
 
 TRANSCRIPTS = Path(__file__).resolve().parents[2] / "transcripts"
@@ -649,6 +650,20 @@ async def test_a_model_that_the_token_may_not_use_is_refused(rig: Rig) -> None:
     rig.authenticated.caller = replace(rig.caller, models=("claude-*",))
     answer = await rig.ask("/v1/chat/completions", CHAT)
     assert (answer.status, answer.headers["x-kaixu-reason"]) == (403, "model_not_allowed")
+
+
+async def test_a_path_is_read_as_the_orgs_own_vendor_reads_it(rig: Rig) -> None:
+    shared = RoutingTable([replace(rig.target("cohere"), name="ours")])
+    own = RoutingTable([replace(rig.target("openai"), name="ours")], base=shared)
+
+    def routing(caller: Caller | None) -> RoutingTable:
+        return shared if caller is None else own
+
+    rig.calls._routing = rig.calls._preparation._routing = routing
+    rig.vendor.script = answers(plain(200, {"results": []}))
+    asked = {"model": "m", "query": "q", "documents": ["d"]}
+    assert (await rig.ask("/ours/v1/rerank", asked)).status == 200
+    assert (await rig.lines.row())["endpoint"] == "rerank"
 
 
 @pytest.mark.parametrize("lists", ["vendors", "parent_vendors"])

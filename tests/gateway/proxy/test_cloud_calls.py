@@ -305,6 +305,17 @@ def vertex(rig: Rig, name: str = "vertex") -> Target:
     return cloud(rig, "vertex", key, name=name)
 
 
+async def test_a_vendor_of_no_table_has_a_token_too_where_it_is_tested(
+    rig: Rig, keeper: Any
+) -> None:
+    google, (one, _) = Google(rig), keeper
+    rig.targets = [vertex(rig)]
+    one.adopt(RoutingTable(()))  # it is disabled
+    assert (await rig.ask(f"{GEMINI}:generateContent", {"contents": []})).status == 200
+    assert google.given == 1
+    await rig.lines.row()
+
+
 async def test_a_call_waits_for_the_first_token_and_carries_it(rig: Rig, keeper: Any) -> None:
     google, (one, _) = Google(rig), keeper
     rig.targets = [vertex(rig), vertex(rig, "second")]

@@ -1,6 +1,7 @@
 """When a call takes its permits, and that it hands them back however it ends."""
 
 import asyncio
+from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
@@ -83,6 +84,35 @@ async def test_without_a_permit_nothing_goes_to_the_vendor(
     assert not limited.vendor.heads
     assert not limited.lines.rows
     assert limited.metrics.refusals == [reason]
+
+
+class OneAtATime:
+    """Lets one call be open."""
+
+    def __init__(self) -> None:
+        self.open = 0
+
+    def take(self, limits: Sequence[PermitLimit]) -> bool:
+        if self.open:
+            return False
+        self.open += 1
+        return True
+
+    def release(self, limits: Sequence[PermitLimit]) -> None:
+        self.open -= 1
+
+    async def refill(self, limits: Sequence[PermitLimit]) -> None:
+        raise ConcurrencyReached
+
+
+async def test_a_request_sent_ahead_begins_when_the_one_before_has_handed_its_permits_back(
+    limited: Rig,
+) -> None:
+    limited.calls._permits = OneAtATime()
+    limited.vendor.script = answers(plain(200, {"a": 1}))
+    async with limited.client() as client:  # the first call connects, and so is run by a task
+        client.send(limited.request(PATH, WHOLE) * 3)
+        assert [(await client.answer()).status for _ in range(3)] == [200, 200, 200]
 
 
 async def test_an_address_has_its_window_too(rig: Rig) -> None:
