@@ -29,6 +29,7 @@ from gateway.proxy.headers import (
     upstream_query,
     without_ranges,
 )
+from gateway.proxy.long_texts import outside_long_texts
 from gateway.proxy.request_body import Fields, check_models_of_path, read_fields, renamed
 from gateway.proxy.resumable_uploads import (
     BegunUpload,
@@ -215,7 +216,11 @@ class Preparation:
         stored: StoredFacts | None = None
         vendor = ask.vendor
         if isinstance(fields, DecidingFields):
-            named = named_objects(fields.text, items_in=endpoint.items_in)
+            named = named_objects(
+                fields.text,
+                items_in=endpoint.items_in,
+                places=outside_long_texts(fields.text, fields.members),
+            )
             stored = facts_of(
                 endpoint, object_id=match.object_id, holding=ask.holding, fields=fields
             )
