@@ -12,7 +12,6 @@ import codecs
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Final
 
@@ -111,9 +110,8 @@ _decode_options: Final[Callable[[msgspec.Raw], _Options | None]] = msgspec.json.
 ).decode
 
 
-@dataclass(slots=True, kw_only=True)
-class DecidingFields:
-    """What a body says that decides about its call. Never changes; freezing it is too dear here.
+class DecidingFields(msgspec.Struct, kw_only=True, eq=False):
+    """What a body says that decides about its call. Never changes.
 
     `background`: the answer is to be fetched later. `further_models`: what a vendor may use beside
     `model` or in its place (`models`; `svg.model`, which draws after a picture), None where that is
@@ -129,9 +127,11 @@ class DecidingFields:
     says_stream: bool
     streams_events: bool
     asks_usage: bool
-    text: bytes = field(repr=False)
-    members: Members = field(repr=False)
-    spans: dict[bytes, Span] = field(repr=False)
+    text: bytes
+    members: Members
+    spans: dict[bytes, Span]
+
+    __repr__ = object.__repr__  # bodies are nobody's to read
 
     def stores(self, *, by_default: bool) -> bool:
         """Return whether the vendor is asked to keep what it answers."""

@@ -8,9 +8,10 @@ loop. The answer's way back is `relay.py`; how bytes reach clients is `lane.py`.
 import asyncio
 import time
 from collections.abc import Callable, Collection
-from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import Final
+
+import msgspec
 
 from gateway.auth.authenticate import token_candidates
 from gateway.auth.caller import Caller
@@ -71,8 +72,7 @@ _PREFLIGHT: Final = (
 )
 
 
-@dataclass(slots=True, eq=False)
-class Call:
+class Call(msgspec.Struct, eq=False):
     """A call from its authentication to its end; what is cut when its token is revoked."""
 
     id: str
@@ -81,7 +81,7 @@ class Call:
     started: float
     relay: Relay | None = None
     permits: tuple[PermitLimit, ...] = ()  # that it holds
-    cut_by: GatewayError | None = field(default=None)
+    cut_by: GatewayError | None = None
 
     def cut(self, error: GatewayError) -> None:
         """End the call now, wherever it is."""
@@ -184,7 +184,8 @@ class Calls:
             call = Call(call_id, caller, exchange, started)
             self._live.register(call)
             await self._permit(call)
-            match = self._in_format(match, caller)
+            if match.vendor is not None:
+                match = self._in_format(match, match.vendor, caller)
             if match.endpoint.is_own and caller.tests_vendor is None:
                 self._answer_models(call, match)
             else:
@@ -262,11 +263,11 @@ class Calls:
         if exchange.path == "/" and exchange.method in (b"HEAD", b"GET"):
             return None
         match = find(exchange.path, method=exchange.method, headers=exchange.headers)
-        return self._in_format(match, None)
+        return match if match.vendor is None else self._in_format(match, match.vendor, None)
 
-    def _in_format(self, match: Match, caller: Caller | None) -> Match:
+    def _in_format(self, match: Match, vendor: str, caller: Caller | None) -> Match:
         """Return what a vendor's path means there; the caller's org may have one of its own."""
-        named = None if match.vendor is None else self._routing(caller).target(match.vendor)
+        named = self._routing(caller).target(vendor)
         return match if named is None else in_format(match, named.kind.wire.name)
 
     async def _who(self, exchange: Exchange, match: Match) -> Caller:
