@@ -198,8 +198,11 @@ def edited(
         edits.append((spans[b"model"], quoted(model)))
     if asks_usage and not fields.asks_usage:
         edits.append(_usage_edit(text, spans.get(b"stream_options")))
-    parts: list[bytes | memoryview] = []
     view = memoryview(text)
+    if len(edits) == 1:
+        ((start, end), value) = edits[0]
+        return b"".join((view[:start], value, view[end:]))
+    parts: list[bytes | memoryview] = []
     at = 0
     for (start, end), value in sorted(edits):
         parts += (view[at:start], value)
@@ -362,7 +365,10 @@ def member_spans(
     name is written with escapes or in another case.
     """
     spans: dict[bytes, Span] = {}
-    at = past_space(text, past_space(text, at) + 1)
+    if text.startswith(b'{"', at):  # as nearly all are written
+        at += 1
+    else:
+        at = past_space(text, past_space(text, at) + 1)
     for _ in range(MEMBERS_MAX):
         found = _MEMBER.match(text, at)
         if found is None:  # the object is empty
