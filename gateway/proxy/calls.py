@@ -55,6 +55,7 @@ from gateway.proxy.preparation import (
 from gateway.proxy.relay import Outcome, Relay, RelayTimes
 from gateway.proxy.resumable_uploads import UploadTickets
 from gateway.proxy.routing import RoutingTable, Target
+from gateway.proxy.stored_answer import StoredAnswer
 from gateway.proxy.stored_calls import StoredCalls, StoredRecords, relay_class
 from gateway.proxy.upstream import UpstreamConnection, UpstreamPool
 
@@ -428,8 +429,14 @@ class Calls:
         exchange = call.exchange
         try:
             record = CallRecord(self._records)
-            stored = self._stored.watch(request, caller=call.caller, call_id=call.id)
-            relay = relay_class(stored)(
+            stored: StoredAnswer | None = None
+            make_relay = Relay
+            if request.stored is not None:
+                stored = self._stored.watch(
+                    request.stored, request.target, caller=call.caller, call_id=call.id
+                )
+                make_relay = relay_class(stored)
+            relay = make_relay(
                 exchange=exchange,
                 record=record,
                 endpoint=request.endpoint,

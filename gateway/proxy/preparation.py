@@ -75,7 +75,7 @@ class CallFacts:
 BeforeCall = Callable[[CallFacts, bytes], Awaitable[None]]
 
 
-# One of each of these is made for every call, at a sixth of what a dataclass costs.
+# One of each of these is made for every call, at a quarter of what a dataclass costs.
 class Sent(msgspec.Struct, kw_only=True, eq=False):
     """What goes up in place of the client's body."""
 
@@ -245,7 +245,7 @@ class Preparation:
             route=route,
             match=match,
             stream=stream,
-            is_compressed=header_of(ask.exchange, b"content-encoding") is not None,
+            exchange=ask.exchange,
         )
         return Request(
             endpoint=endpoint,
@@ -434,7 +434,7 @@ def _edited(
     route: Route,
     match: Match,
     stream: bool,
-    is_compressed: bool,
+    exchange: Exchange,
 ) -> Sent:
     """Return the body as it goes up: the client's own bytes, but for an alias and the usage."""
     endpoint = match.endpoint
@@ -452,6 +452,7 @@ def _edited(
     )
     if sent is None:
         return Sent(body=body, asked_usage=False, drop_content_encoding=False)
+    is_compressed = header_of(exchange, b"content-encoding") is not None
     return Sent(body=sent, asked_usage=asks_usage, drop_content_encoding=is_compressed)
 
 
