@@ -161,7 +161,9 @@ def read_deciding_fields(
     options = None if members.stream_options is _ABSENT else _options(members.stream_options)
     return DecidingFields(
         model=_model(members.model, is_required=model_required),
-        further_models=() if _names_one_model(members) else _further_models(members),
+        further_models=(
+            () if members.models is _ABSENT and members.svg is _ABSENT else _further_models(members)
+        ),
         background=members.background is not _ABSENT and bytes(members.background) == b"true",
         stream=stream == b"true",
         says_stream=stream in (b"true", b"false"),
@@ -259,10 +261,6 @@ def _model(raw: msgspec.Raw, *, is_required: bool) -> str | None:
     if problem is not None:
         raise BodyInvalid(f"'model' {problem}.", param="model")
     return model
-
-
-def _names_one_model(members: Members) -> bool:
-    return members.models is _ABSENT and members.svg is _ABSENT
 
 
 def _further_models(members: Members) -> tuple[str, ...] | None:
