@@ -326,7 +326,7 @@ def request_head(exchange: Exchange, request: Request, *, now: float) -> bytes:
     """
     target = request.target
     path = target.kind.target_path(target.base.path, request.path)
-    query = upstream_query(exchange.query)
+    query = upstream_query(exchange.query) if exchange.query else b""
     use = request.endpoint.stored
     is_retrieval = use is not None and use.retrieves
     headers = upstream_headers(
