@@ -42,6 +42,7 @@ class Caller:
     limits: tuple[Subject, ...]
     permits: tuple[PermitLimit, ...] = ()
     tests_vendor: str | None = field(init=False, compare=False)  # the id of the one that it tests
+    has_model_list: bool = field(init=False, compare=False)  # there are some it may not use
     has_vendor_list: bool = field(init=False, compare=False)
     has_address_list: bool = field(init=False, compare=False)
     _patterns: tuple[re.Pattern[str], ...] = field(init=False, repr=False, compare=False)
@@ -56,6 +57,7 @@ class Caller:
         object.__setattr__(self, "has_address_list", has_addresses)
         lists = [globs for globs in (self.models, self.parent_models) if globs is not None]
         object.__setattr__(self, "_patterns", tuple(map(_pattern, lists)))
+        object.__setattr__(self, "has_model_list", bool(lists))
 
     @property
     def subjects(self) -> tuple[Subject, ...]:
@@ -75,11 +77,6 @@ class Caller:
     def may_batch(self) -> bool:
         """Return whether this token may begin batches, in which no limit and no list holds."""
         return BATCHES_SCOPE in self.scopes or not (self.limits or self.has_model_list)
-
-    @property
-    def has_model_list(self) -> bool:
-        """Whether there are models that this token may not use."""
-        return bool(self._patterns)
 
     def may_use(self, model: str) -> bool:
         """Return whether this token may use the model of this name; upper and lower case differ."""

@@ -4,10 +4,9 @@ Keyed by the whole digest: a key cut short would let one token pass for another.
 itself a secret, so that nothing here shows it.
 """
 
+from collections import OrderedDict
 from collections.abc import Iterable
 from typing import Generic, TypeVar
-
-from cachetools import LRUCache
 
 from gateway.auth.caller import Subject
 
@@ -18,7 +17,9 @@ class TokenCache(Generic[Value]):
     """Values by digest, the least recently used going first; indexed by their subjects."""
 
     def __init__(self, *, entries_max: int) -> None:
-        self._entries: LRUCache[bytes, tuple[Value, frozenset[Subject]]] = LRUCache(entries_max)
+        self._entries_max = entries_max
+        # The least recently used first.
+        self._entries: OrderedDict[bytes, tuple[Value, frozenset[Subject]]] = OrderedDict()
         self._by_subject: dict[Subject, set[bytes]] = {}
 
     def __len__(self) -> int:
@@ -29,16 +30,17 @@ class TokenCache(Generic[Value]):
 
     def get(self, digest: bytes) -> Value | None:
         """Return what was put under this digest, if it is still there."""
-        try:
-            return self._entries[digest][0]
-        except KeyError:
+        entry = self._entries.get(digest)
+        if entry is None:
             return None
+        self._entries.move_to_end(digest)
+        return entry[0]
 
     def put(self, digest: bytes, value: Value, *, subjects: Iterable[Subject]) -> None:
         """Remember a value until a change to one of `subjects` evicts it."""
         self.discard(digest)
-        if len(self._entries) >= self._entries.maxsize:
-            oldest, (_, its_subjects) = self._entries.popitem()
+        if len(self._entries) >= self._entries_max:
+            oldest, (_, its_subjects) = self._entries.popitem(last=False)
             self._unindex(oldest, its_subjects)
         entry = (value, frozenset(subjects))
         self._entries[digest] = entry

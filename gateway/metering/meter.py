@@ -282,10 +282,11 @@ class WholeMeter:
     def _reads_whole(self, kept: bytes) -> bool:
         """Read an answer that was kept whole; return False where it is not JSON."""
         try:
-            if kept.lstrip()[:1] == b"[":
+            start = kept[:1] if kept[:1] in _JSON_STARTS else kept.lstrip()[:1]
+            if start == b"[":
                 documents = [bytes(raw) for raw in _OBJECTS.decode(kept)]
             else:
-                documents = [kept] if kept.strip() else []
+                documents = [kept] if start else []
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
             return False
         for document in documents:
@@ -352,6 +353,7 @@ class DecodingMeter:
 
 
 _OBJECTS: Final = msgspec.json.Decoder(list[msgspec.Raw])
+_JSON_STARTS: Final = (b"{", b"[")  # of nearly every answer; in others there is space before it
 
 
 def _is_whole(event: SseEvent) -> bool:

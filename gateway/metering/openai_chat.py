@@ -15,7 +15,7 @@ import msgspec
 
 from gateway.metering.lenient import Count, Lenient, Seconds
 from gateway.metering.sse import SseEvent
-from gateway.metering.usage import Flag, Flags, clean_text, disjoint_input, first_of, of_which
+from gateway.metering.usage import Flag, Flags, clean_text, disjoint_input, of_which
 from gateway.metering.usage_reader import MODEL_EVENTS_MAX, Meters, UsageReader, is_object
 
 _DONE: Final = b"[DONE]"
@@ -123,7 +123,8 @@ class OpenAIChat(UsageReader):
         if not self.model and (model := clean_text(answer.model, self.flags)):
             self.model = model
             self._look_for_model = 0
-        self.service_tier = clean_text(answer.service_tier, self.flags) or self.service_tier
+        if answer.service_tier is not None:
+            self.service_tier = clean_text(answer.service_tier, self.flags) or self.service_tier
         if answer.error:
             self.tell_error()
         usages = []  # the last one holds
@@ -152,7 +153,8 @@ class OpenAIChat(UsageReader):
         told = _USAGE.read(raw, self.flags)
         if told is None:
             return {}
-        self.service_tier = self.service_tier or clean_text(told.service_tier, self.flags)
+        if told.service_tier is not None and not self.service_tier:
+            self.service_tier = clean_text(told.service_tier, self.flags)
         return chat_meters(told, self.flags)
 
 
@@ -161,12 +163,16 @@ def chat_meters(told: ChatUsage, flags: Flags) -> Meters:
     of_input = told.prompt_tokens_details or _NO_INPUT_DETAILS
     of_output = told.completion_tokens_details or _NO_OUTPUT_DETAILS
     of_tools = told.server_tool_use_details or _NO_TOOL_DETAILS
-    reasoning = first_of(of_output.reasoning_tokens, told.reasoning_tokens)
+    reasoning = of_output.reasoning_tokens
+    if reasoning is None:
+        reasoning = told.reasoning_tokens
     audio = of_input.audio_tokens
     all_input, output = _whole_counts(told, reasoning=reasoning, audio=audio, flags=flags)
     cached = of_input.cached_tokens
     if cached is None:
-        cached = first_of(told.cached_tokens, told.prompt_cache_hit_tokens)
+        cached = told.cached_tokens
+    if cached is None:
+        cached = told.prompt_cache_hit_tokens
     uncached, cache_read, cache_write = disjoint_input(
         all_input, cached, of_input.cache_write_tokens, flags
     )
@@ -175,16 +181,17 @@ def chat_meters(told: ChatUsage, flags: Flags) -> Meters:
         "cache_read_tokens": cache_read,
         "cache_write_tokens": cache_write,
         "output_tokens": output,
-        "reasoning_tokens": of_which(reasoning, output, Flag.REASONING_EXCEEDS_OUTPUT, flags),
-        "audio_input_tokens": of_which(audio, all_input, Flag.AUDIO_EXCEEDS_INPUT, flags),
-        "audio_output_tokens": of_which(
-            of_output.audio_tokens, output, Flag.AUDIO_EXCEEDS_OUTPUT, flags
-        ),
-        "image_input_tokens": of_which(
-            of_input.image_tokens, all_input, Flag.IMAGE_EXCEEDS_INPUT, flags
-        ),
+        "reasoning_tokens": reasoning
+        and of_which(reasoning, output, Flag.REASONING_EXCEEDS_OUTPUT, flags),
+        "audio_input_tokens": audio and of_which(audio, all_input, Flag.AUDIO_EXCEEDS_INPUT, flags),
+        "audio_output_tokens": of_output.audio_tokens
+        and of_which(of_output.audio_tokens, output, Flag.AUDIO_EXCEEDS_OUTPUT, flags),
+        "image_input_tokens": of_input.image_tokens
+        and of_which(of_input.image_tokens, all_input, Flag.IMAGE_EXCEEDS_INPUT, flags),
         "seconds": told.prompt_audio_seconds,
-        "searches": first_of(told.num_search_queries, of_tools.web_search_requests),
+        "searches": of_tools.web_search_requests
+        if told.num_search_queries is None
+        else told.num_search_queries,
     }
 
 

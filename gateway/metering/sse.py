@@ -24,6 +24,7 @@ _BLANK_LINE: Final = re.compile(rb"\n\n|\n\r\n?|\r\r\n?")
 _EVENT_ENDS: Final = (b"\n\n", b"\r\n\r\n")  # as all vendors end theirs
 _BOM: Final = b"\xef\xbb\xbf"
 _CR: Final = ord("\r")
+_END_BYTES: Final = 4  # the longest end of an event
 _PAIR_BYTES: Final = 3  # the longest end of an event that may be cut, less the byte that completes
 
 
@@ -180,7 +181,8 @@ class EventBoundary:
 
     def feed(self, chunk: bytes) -> None:
         """Take in bytes that were sent. The cost does not grow with their number."""
-        self._tail = (self._tail + chunk[-4:])[-4:]
+        end = chunk[-_END_BYTES:]
+        self._tail = end if len(end) == _END_BYTES else (self._tail + end)[-_END_BYTES:]
 
     @property
     def at_boundary(self) -> bool:

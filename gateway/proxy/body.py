@@ -12,7 +12,6 @@ import codecs
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Final
 
@@ -111,9 +110,8 @@ _decode_options: Final[Callable[[msgspec.Raw], _Options | None]] = msgspec.json.
 ).decode
 
 
-@dataclass(slots=True, kw_only=True)
-class DecidingFields:
-    """What a body says that decides about its call. Never changes; freezing it is too dear here.
+class DecidingFields(msgspec.Struct, kw_only=True, eq=False):
+    """What a body says that decides about its call. Never changes.
 
     `background`: the answer is to be fetched later. `further_models`: what a vendor may use beside
     `model` or in its place (`models`; `svg.model`, which draws after a picture), None where that is
@@ -129,9 +127,11 @@ class DecidingFields:
     says_stream: bool
     streams_events: bool
     asks_usage: bool
-    text: bytes = field(repr=False)
-    members: Members = field(repr=False)
-    spans: dict[bytes, Span] = field(repr=False)
+    text: bytes
+    members: Members
+    spans: dict[bytes, Span]
+
+    __repr__ = object.__repr__  # bodies are nobody's to read
 
     def stores(self, *, by_default: bool) -> bool:
         """Return whether the vendor is asked to keep what it answers."""
@@ -161,7 +161,9 @@ def read_deciding_fields(
     options = None if members.stream_options is _ABSENT else _options(members.stream_options)
     return DecidingFields(
         model=_model(members.model, is_required=model_required),
-        further_models=() if _names_one_model(members) else _further_models(members),
+        further_models=(
+            () if members.models is _ABSENT and members.svg is _ABSENT else _further_models(members)
+        ),
         background=members.background is not _ABSENT and bytes(members.background) == b"true",
         stream=stream == b"true",
         says_stream=stream in (b"true", b"false"),
@@ -198,8 +200,11 @@ def edited(
         edits.append((spans[b"model"], quoted(model)))
     if asks_usage and not fields.asks_usage:
         edits.append(_usage_edit(text, spans.get(b"stream_options")))
-    parts: list[bytes | memoryview] = []
     view = memoryview(text)
+    if len(edits) == 1:
+        ((start, end), value) = edits[0]
+        return b"".join((view[:start], value, view[end:]))
+    parts: list[bytes | memoryview] = []
     at = 0
     for (start, end), value in sorted(edits):
         parts += (view[at:start], value)
@@ -256,10 +261,6 @@ def _model(raw: msgspec.Raw, *, is_required: bool) -> str | None:
     if problem is not None:
         raise BodyInvalid(f"'model' {problem}.", param="model")
     return model
-
-
-def _names_one_model(members: Members) -> bool:
-    return members.models is _ABSENT and members.svg is _ABSENT
 
 
 def _further_models(members: Members) -> tuple[str, ...] | None:
@@ -362,7 +363,10 @@ def member_spans(
     name is written with escapes or in another case.
     """
     spans: dict[bytes, Span] = {}
-    at = past_space(text, past_space(text, at) + 1)
+    if text.startswith(b'{"', at):  # as nearly all are written
+        at += 1
+    else:
+        at = past_space(text, past_space(text, at) + 1)
     for _ in range(MEMBERS_MAX):
         found = _MEMBER.match(text, at)
         if found is None:  # the object is empty

@@ -1,6 +1,5 @@
 """How much request bodies may hold: a worker's budget in bytes, with a share for each holder."""
 
-from collections import Counter
 from collections.abc import Iterable
 
 from gateway.errors import BodyBudgetSpent
@@ -16,7 +15,7 @@ class BodyBudget:
         """`bytes_max` in all, `share_max` of it for one holder."""
         self._bytes_max = bytes_max
         self._share_bytes_max = int(bytes_max * share_max)
-        self._held: Counter[str] = Counter()
+        self._held: dict[str, int] = {}
         self.held_bytes = 0
 
     def take(self, size: int, holders: Iterable[str]) -> None:
@@ -24,22 +23,25 @@ class BodyBudget:
         if self.held_bytes + size > self._bytes_max:
             raise BodyBudgetSpent
         for holder in holders:
-            if self._held[holder] + size > self._share_bytes_max:
+            if self._held.get(holder, 0) + size > self._share_bytes_max:
                 raise BodyBudgetSpent
         self.held_bytes += size
         for holder in holders:
-            self._held[holder] += size
+            self._held[holder] = self._held.get(holder, 0) + size
 
     def share(self, size: int, holder: str) -> None:
         """Charge bytes that were taken already to one more holder. Raises BodyBudgetSpent."""
-        if self._held[holder] + size > self._share_bytes_max:
+        held = self._held.get(holder, 0) + size
+        if held > self._share_bytes_max:
             raise BodyBudgetSpent
-        self._held[holder] += size
+        self._held[holder] = held
 
     def give_back(self, size: int, holders: Iterable[str]) -> None:
         """Give back what was taken on account of `holders`."""
         self.held_bytes -= size
         for holder in holders:
-            self._held[holder] -= size
-            if not self._held[holder]:
+            held = self._held[holder] - size
+            if held:
+                self._held[holder] = held
+            else:
                 del self._held[holder]

@@ -8,9 +8,10 @@ loop. The answer's way back is `relay.py`; how bytes reach clients is `lane.py`.
 import asyncio
 import time
 from collections.abc import Callable, Collection
-from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import Final
+
+import msgspec
 
 from gateway.auth.authenticate import token_candidates
 from gateway.auth.caller import Caller
@@ -54,6 +55,7 @@ from gateway.proxy.preparation import (
 from gateway.proxy.relay import Outcome, Relay, RelayTimes
 from gateway.proxy.resumable_uploads import UploadTickets
 from gateway.proxy.routing import RoutingTable, Target
+from gateway.proxy.stored_answer import StoredAnswer
 from gateway.proxy.stored_calls import StoredCalls, StoredRecords, relay_class
 from gateway.proxy.upstream import UpstreamConnection, UpstreamPool
 
@@ -71,8 +73,7 @@ _PREFLIGHT: Final = (
 )
 
 
-@dataclass(slots=True, eq=False)
-class Call:
+class Call(msgspec.Struct, eq=False):
     """A call from its authentication to its end; what is cut when its token is revoked."""
 
     id: str
@@ -81,7 +82,7 @@ class Call:
     started: float
     relay: Relay | None = None
     permits: tuple[PermitLimit, ...] = ()  # that it holds
-    cut_by: GatewayError | None = field(default=None)
+    cut_by: GatewayError | None = None
 
     def cut(self, error: GatewayError) -> None:
         """End the call now, wherever it is."""
@@ -268,7 +269,9 @@ class Calls:
 
         It is read as found, and not as another vendor of this name would read it.
         """
-        named = None if match.vendor is None else self._routing(caller).target(match.vendor)
+        if match.vendor is None:
+            return match
+        named = self._routing(caller).target(match.vendor)
         return match if named is None else in_format(match, named.kind.wire.name)
 
     async def _who(self, exchange: Exchange, match: Match) -> Caller:
@@ -429,8 +432,14 @@ class Calls:
         exchange = call.exchange
         try:
             record = CallRecord(self._records)
-            stored = self._stored.watch(request, caller=call.caller, call_id=call.id)
-            relay = relay_class(stored)(
+            stored: StoredAnswer | None = None
+            make_relay = Relay
+            if request.stored is not None:
+                stored = self._stored.watch(
+                    request.stored, request.target, caller=call.caller, call_id=call.id
+                )
+                make_relay = relay_class(stored)
+            relay = make_relay(
                 exchange=exchange,
                 record=record,
                 endpoint=request.endpoint,

@@ -105,7 +105,7 @@ class ClientConnection(asyncio.Protocol):
         self._body_length = 0  # where it is known
         self._framing_bytes = 0  # since the last byte of a body
         self._lingering_since: float | None = None
-        self._behind = False
+        self.is_behind = False  # more waits for the client than may
         self._stall = StallWatch()
 
     # asyncio.Protocol
@@ -249,14 +249,14 @@ class ClientConnection(asyncio.Protocol):
 
     def pause_writing(self) -> None:
         """The client is behind."""
-        self._behind = True
+        self.is_behind = True
         self._stall.start(self._transport, self._lane.loop.time())
         if self._waiting and self._waiting[0].sink is not None:
             self._waiting[0].sink.on_client_behind()
 
     def resume_writing(self) -> None:
         """The client has caught up."""
-        self._behind = False
+        self.is_behind = False
         if self._waiting and self._waiting[0].sink is not None:
             self._waiting[0].sink.on_client_ready()
 
@@ -365,11 +365,6 @@ class ClientConnection(asyncio.Protocol):
         """Whether this connection ends with the present answer."""
         return self._lane.draining
 
-    @property
-    def is_behind(self) -> bool:
-        """Whether more waits for the client than may."""
-        return self._behind
-
     def unsent_bytes(self) -> int:
         """Return how many bytes wait for the client."""
         return self._transport.get_write_buffer_size() if self._transport is not None else 0
@@ -421,7 +416,7 @@ class ClientConnection(asyncio.Protocol):
 
     def sweep(self, now: float) -> None:
         """Close or refuse what is over a deadline."""
-        if (self._behind or self._closing) and self._is_stalled(now):
+        if (self.is_behind or self._closing) and self._is_stalled(now):
             self.abort()
         elif self._closing:
             return

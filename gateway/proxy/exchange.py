@@ -36,15 +36,11 @@ class Connection(Protocol):
     address: str
     body_holders: tuple[str, ...]
     budget: BodyBudget
+    is_behind: bool  # more waits for the client than may
 
     @property
     def draining(self) -> bool:
         """Whether this connection ends with the present answer."""
-        ...
-
-    @property
-    def is_behind(self) -> bool:
-        """Whether more waits for the client than may."""
         ...
 
     def unsent_bytes(self) -> int:

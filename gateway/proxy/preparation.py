@@ -6,8 +6,10 @@ few edits. It opens no record and spends no unit: what is refused here costs nob
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Final
+
+import msgspec
 
 from gateway.auth.authenticate import carried_digest, token_candidates
 from gateway.auth.caller import Caller
@@ -29,6 +31,7 @@ from gateway.proxy.headers import (
     upstream_query,
     without_ranges,
 )
+from gateway.proxy.long_texts import outside_long_texts
 from gateway.proxy.request_body import Fields, check_models_of_path, read_fields, renamed
 from gateway.proxy.resumable_uploads import (
     BegunUpload,
@@ -72,11 +75,11 @@ class CallFacts:
 BeforeCall = Callable[[CallFacts, bytes], Awaitable[None]]
 
 
-@dataclass(slots=True, kw_only=True)
-class Sent:
+# One of each of these is made for every call, at a quarter of what a dataclass costs.
+class Sent(msgspec.Struct, kw_only=True, eq=False):
     """What goes up in place of the client's body."""
 
-    body: bytes = field(repr=False)
+    body: bytes
     asked_usage: bool  # the gateway asked for the usage event
     drop_content_encoding: bool
 
@@ -84,10 +87,10 @@ class Sent:
         """Let the body go: there won't be another attempt."""
         self.body = b""
 
+    __repr__ = object.__repr__  # bodies are nobody's to read
 
-# One of each is made for every call, and freezing costs as much as making them: nobody changes one.
-@dataclass(slots=True, kw_only=True)
-class Request:
+
+class Request(msgspec.Struct, kw_only=True, eq=False):
     """What goes to a vendor, and to which."""
 
     endpoint: Endpoint
@@ -99,15 +102,14 @@ class Request:
     stored: StoredFacts | None = None  # what it has to do with stored objects
 
 
-@dataclass(slots=True, kw_only=True)
-class _Ask:
+class _Ask(msgspec.Struct, kw_only=True, eq=False):
     """A request on its way to becoming one for a vendor."""
 
     exchange: Exchange
     match: Match
     caller: Caller
     call_id: str
-    body: bytes = field(repr=False)
+    body: bytes
     held_at: Target | None = None  # the vendor that holds what the path names
     holding: Holding | None = None
 
@@ -119,6 +121,8 @@ class _Ask:
     def vendor(self) -> str | None:
         """The vendor that it has to go to, None where the model decides or any will do."""
         return self.match.vendor if self.held_at is None else self.held_at.name
+
+    __repr__ = object.__repr__  # bodies are nobody's to read
 
 
 class Preparation:
@@ -207,15 +211,19 @@ class Preparation:
         if match.model_in_path is not None:
             check_models_of_path(fields, match.model_in_path, endpoint=endpoint)
             model = match.model_in_path
-        if model is not None and not caller.may_use(model):
-            raise ModelNotAllowed(param="model")
         if caller.has_model_list:
+            if model is not None and not caller.may_use(model):
+                raise ModelNotAllowed(param="model")
             _check_other_models(fields, endpoint=endpoint, caller=caller)
         named: tuple[Named, ...] = ()
         stored: StoredFacts | None = None
         vendor = ask.vendor
         if isinstance(fields, DecidingFields):
-            named = named_objects(fields.text, items_in=endpoint.items_in)
+            named = named_objects(
+                fields.text,
+                items_in=endpoint.items_in,
+                places=outside_long_texts(fields.text, fields.members),
+            )
             stored = facts_of(
                 endpoint, object_id=match.object_id, holding=ask.holding, fields=fields
             )
@@ -237,7 +245,7 @@ class Preparation:
             route=route,
             match=match,
             stream=stream,
-            is_compressed=header_of(ask.exchange, b"content-encoding") is not None,
+            exchange=ask.exchange,
         )
         return Request(
             endpoint=endpoint,
@@ -318,7 +326,7 @@ def request_head(exchange: Exchange, request: Request, *, now: float) -> bytes:
     """
     target = request.target
     path = target.kind.target_path(target.base.path, request.path)
-    query = upstream_query(exchange.query)
+    query = upstream_query(exchange.query) if exchange.query else b""
     use = request.endpoint.stored
     is_retrieval = use is not None and use.retrieves
     headers = upstream_headers(
@@ -426,7 +434,7 @@ def _edited(
     route: Route,
     match: Match,
     stream: bool,
-    is_compressed: bool,
+    exchange: Exchange,
 ) -> Sent:
     """Return the body as it goes up: the client's own bytes, but for an alias and the usage."""
     endpoint = match.endpoint
@@ -444,6 +452,7 @@ def _edited(
     )
     if sent is None:
         return Sent(body=body, asked_usage=False, drop_content_encoding=False)
+    is_compressed = header_of(exchange, b"content-encoding") is not None
     return Sent(body=sent, asked_usage=asks_usage, drop_content_encoding=is_compressed)
 
 

@@ -8,7 +8,8 @@ from gateway.proxy.held_relay import HeldRelay
 from gateway.proxy.preparation import Request
 from gateway.proxy.relay import Relay
 from gateway.proxy.retrieval_relay import RetrievalRelay
-from gateway.proxy.stored_answer import StoredAnswer
+from gateway.proxy.routing import Target
+from gateway.proxy.stored_answer import StoredAnswer, StoredFacts
 from gateway.proxy.stored_ids import Stored
 from gateway.proxy.stored_owners import Holding
 from gateway.proxy.stored_pages import Page, without_results_host
@@ -30,10 +31,8 @@ class StoredRecords(Owners, Protocol):
         """Return those of a list's objects that are the org's. Raises DatabaseAway."""
 
 
-def relay_class(stored: StoredAnswer | None) -> type[Relay]:
+def relay_class(stored: StoredAnswer) -> type[Relay]:
     """Return what passes an answer on, by what it has to do with stored objects."""
-    if stored is None:
-        return Relay
     if stored.facts.is_held:
         return HeldRelay
     if stored.facts.is_upload:
@@ -48,16 +47,16 @@ class StoredCalls:
         """`records` know who made what."""
         self.records: Final = records
 
-    def watch(self, request: Request, *, caller: Caller, call_id: str) -> StoredAnswer | None:
-        """Return what watches the answer to a request, None where there is nothing to see."""
-        if request.stored is None:
-            return None
-        vendor_id = request.target.vendor_id
+    def watch(
+        self, facts: StoredFacts, target: Target, *, caller: Caller, call_id: str
+    ) -> StoredAnswer:
+        """Return what watches the answer to a request that has to do with stored objects."""
+        vendor_id = target.vendor_id
 
         def note(found: Sequence[Stored]) -> None:
             self.records.note(found, caller=caller, vendor_id=vendor_id, call_id=call_id)
 
-        return StoredAnswer(request.stored, vendor_id=vendor_id, note=note)
+        return StoredAnswer(facts, vendor_id=vendor_id, note=note)
 
     async def pass_on(
         self, relay: HeldRelay, request: Request, *, caller: Caller, call_id: str

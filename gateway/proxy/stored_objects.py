@@ -13,7 +13,7 @@ a vendor hands to the model as it stands (tools' schemas and arguments) or keeps
 
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Final, NamedTuple
 from urllib.parse import unquote
 
@@ -108,13 +108,16 @@ class Named(NamedTuple):
     object_id: str
 
 
-def named_objects(text: bytes, *, items_in: str | None = None) -> tuple[Named, ...]:
+def named_objects(
+    text: bytes, *, items_in: str | None = None, places: Sequence[tuple[int, int]] | None = None
+) -> tuple[Named, ...]:
     """Return the stored objects that a body names, each once, in no order.
 
     `items_in` is the member whose items may name stored ones by their id alone: `input` of the
-    Responses API, `items` of a conversation. Raises BodyInvalid where a body can't be read.
+    Responses API, `items` of a conversation. `places`: where all names of members are (start and
+    end), None: anywhere. Raises BodyInvalid where a body can't be read.
     """
-    document = _suspect_document(text, items_in=items_in)
+    document = _suspect_document(text, items_in=items_in, places=places)
     return () if document is None else _checked(_named_in(document, items_in=items_in))
 
 
@@ -156,15 +159,21 @@ def named_in_line(text: bytes) -> tuple[Named, ...]:
     return _checked(found)
 
 
-def _suspect_document(text: bytes, *, items_in: str | None) -> Any:  # noqa: ANN401 - JSON
+def _suspect_document(
+    text: bytes, *, items_in: str | None, places: Sequence[tuple[int, int]] | None = None
+) -> Any:  # noqa: ANN401 - JSON
     """Return a body opened, None where nothing in it can be the name of an object."""
-    if (
-        _SUSPECT.search(text) is None
-        and (_ESCAPE not in text or _ESCAPED_LETTER.search(text) is None)
-        and (items_in is None or _SUSPECT_ITEM.search(text) is None)
-    ):
-        return None
-    return _decoded(text)
+    for start, end in ((0, len(text)),) if places is None else places:
+        if (
+            _SUSPECT.search(text, start, end) is not None
+            or (
+                text.find(_ESCAPE, start, end) >= 0
+                and _ESCAPED_LETTER.search(text, start, end) is not None
+            )
+            or (items_in is not None and _SUSPECT_ITEM.search(text, start, end) is not None)
+        ):
+            return _decoded(text)
+    return None
 
 
 def _decoded(text: bytes) -> Any:  # noqa: ANN401 - JSON

@@ -1,6 +1,7 @@
 """OpenAI's API, and that of every vendor that took over its shape."""
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any, Final
 
 from gateway.vendors.vendor import (
@@ -13,6 +14,8 @@ from gateway.vendors.vendor import (
     json_body,
     listed_ids,
 )
+
+_CACHED_PATHS_MAX: Final = 128  # calls have a dozen; others name what is stored
 
 # Names for a refused key on a 403 or 400. A 401 needs none.
 _BAD_KEY_CODES: Final = frozenset(
@@ -106,6 +109,7 @@ def credential_header(key: bytes) -> tuple[bytes, bytes]:
     return b"authorization", b"Bearer " + header_value(key)
 
 
+@lru_cache(maxsize=_CACHED_PATHS_MAX)
 def target_path(base_path: str, path: str) -> str:
     """Return the path to ask for: the base URL has the version (…/openai/v1), so `/v1` goes."""
     return below_base(base_path, path.removeprefix("/v1") if path.startswith("/v1/") else path)
