@@ -16,6 +16,8 @@ from control_plane.settings import read_secret
 from control_plane.web.client_address import Network
 
 PORT_MAX: Final = 65_535
+LOOPBACK: Final = frozenset({"127.0.0.1", "::1", "localhost"})
+ENVIRONMENTS: Final = ("production", "development")
 _ORIGIN: Final = re.compile(r"https?://(?:[0-9a-z.-]+|\[[0-9a-f:]+\])(?::[0-9]{1,5})?")
 # Two labels at least after any wildcard: a pattern for all hosts is none.
 _VENDOR_ORIGIN: Final = re.compile(r"https://(?:[0-9a-z*-]+\.)*[0-9a-z-]+\.[0-9a-z-]+")
@@ -80,13 +82,10 @@ def load_server_settings(environment: Mapping[str, str]) -> ServerSettings:
             field=JWT_SETTING,
         )
     smtp_url = read_secret(environment, URL_SETTING)
-    is_production = environment.get("KAIXU_ENV") == "production"
-    if is_production and smtp_url is not None and not environment.get("KAIXU_PUBLIC_URL"):
-        raise BadArgument(
-            "Say by which origin people reach it: links in mails begin with that.",
-            field="KAIXU_PUBLIC_URL",
-        )
+    is_production = _is_production(environment.get("KAIXU_ENV") or "")
     host = environment.get("KAIXU_ADMIN_HOST") or "127.0.0.1"
+    if is_production:
+        _check_production(environment, host=host, sends_mail=smtp_url is not None)
     port = _port(environment.get("KAIXU_ADMIN_PORT") or "8081")
     return ServerSettings(
         database_url=url,
@@ -121,6 +120,30 @@ def load_server_settings(environment: Mapping[str, str]) -> ServerSettings:
         ),
         private_webhooks=environment.get("KAIXU_PRIVATE_WEBHOOKS") == "1",
     )
+
+
+def _is_production(text: str) -> bool:
+    if text and text not in ENVIRONMENTS:
+        raise BadArgument(f"Give one of {', '.join(ENVIRONMENTS)}, or none.", field="KAIXU_ENV")
+    return text == "production"
+
+
+def _check_production(environment: Mapping[str, str], *, host: str, sends_mail: bool) -> None:
+    """Raise BadArgument for what would have passwords and sessions travel in plain text."""
+    public_url = environment.get("KAIXU_PUBLIC_URL")
+    if sends_mail and not public_url:
+        raise BadArgument(
+            "Say by which origin people reach it: links in mails begin with that.",
+            field="KAIXU_PUBLIC_URL",
+        )
+    if public_url and not public_url.startswith("https://"):
+        raise BadArgument("In production people reach it by https://.", field="KAIXU_PUBLIC_URL")
+    if host not in LOOPBACK and not _words(environment.get("KAIXU_TRUSTED_PROXIES")):
+        raise BadArgument(
+            "It speaks plain HTTP: in production it listens on loopback, or behind a proxy that "
+            "ends TLS and that KAIXU_TRUSTED_PROXIES names.",
+            field="KAIXU_ADMIN_HOST",
+        )
 
 
 def _signup_is_open(text: str) -> bool:

@@ -16,7 +16,7 @@ from gateway.sql import load_queries
 PAUSE_SECONDS: Final = 60.0
 ROUNDS_MAX: Final = 100  # without a pause; each forgets 10,000 rows of a table at most
 PARTS: Final = (
-    "refusals", "throttle", "idempotency_keys", "sessions", "mailed_links", "audit_log",
+    "refusals", "throttle", "idempotency_keys", "sessions", "mailed_links", "signups", "audit_log",
 )  # fmt: skip
 
 _QUERIES: Final = load_queries(__package__, "sweeper.sql")
@@ -25,14 +25,21 @@ _QUERIES: Final = load_queries(__package__, "sweeper.sql")
 async def sweep(database: ControlDatabase) -> dict[str, int] | None:
     """Forget some of what is old; return how many rows of what, None while another node is at it.
 
-    Raises DatabaseUnreachable.
+    What one part can't forget, in the time that a statement has, keeps no other from it. Raises the
+    first failure, DatabaseUnreachable or PostgresError, after the last part.
     """
     gone: dict[str, int] = {}
-    async with database.transaction() as connection:
-        if not await connection.fetchval(_QUERIES["lock"]):
-            return None
-        for part in PARTS:
-            gone[part] = await connection.fetchval(_QUERIES[part])
+    failures: list[Exception] = []
+    for part in PARTS:
+        try:
+            async with database.transaction() as connection:
+                if not await connection.fetchval(_QUERIES["lock"]):
+                    return None
+                gone[part] = await connection.fetchval(_QUERIES[part])
+        except (DatabaseUnreachable, asyncpg.PostgresError) as error:
+            failures.append(error)
+    if failures:
+        raise failures[0]
     return gone
 
 

@@ -24,6 +24,16 @@ SELECT prune_sessions()
 -- Links that were good long ago.
 SELECT prune_mailed_links()
 
+-- name: signups
+-- What somebody asked for and never confirmed.
+WITH gone AS (
+    DELETE FROM signups WHERE id IN (
+        SELECT id FROM signups WHERE expires_at < clock_timestamp()
+        ORDER BY expires_at LIMIT 10000 FOR UPDATE SKIP LOCKED
+    ) RETURNING 1
+)
+SELECT count(*) FROM gone
+
 -- name: audit_log
 -- The beginnings of chains, where they are not kept for ever.
 SELECT prune_audit_log()

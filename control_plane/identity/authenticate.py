@@ -22,11 +22,16 @@ _ONLY_ORG = _QUERIES["only_org"]
 
 
 async def find_actor(
-    connection: asyncpg.Connection, claims: SessionClaims, *, org_id: uuid.UUID | None
+    connection: asyncpg.Connection,
+    claims: SessionClaims,
+    *,
+    org_id: uuid.UUID | None,
+    touches: bool = True,
 ) -> Actor:
     """Return who stands behind a session, and what it is in an org (None: it is about none).
 
-    The transaction belongs to the account that the token names. Raises Unauthenticated for a
+    The transaction belongs to the account that the token names. `touches`: the session is noted to
+    be in use, which locks its row to the transaction's end. Raises Unauthenticated for a
     session that is over, NotFound for an org that the account is not in, Forbidden where the org
     asks for a second factor that the account does not have.
     """
@@ -40,7 +45,7 @@ async def find_actor(
     )
     if row is None:
         raise refusal()
-    if row["is_stale"]:
+    if row["is_stale"] and touches:
         await connection.execute(_TOUCH, claims.session_id)
     membership = None
     if org_id is not None:

@@ -25,7 +25,7 @@ from control_plane.identity.sessions import (
     SignedIn,
     audit_account,
     end_sessions,
-    open_session,
+    renew_session,
 )
 from control_plane.identity.sign_in import Proof, bad_credentials, prove
 from control_plane.identity.signup import EmailOnly, may_mail
@@ -88,7 +88,6 @@ async def change_password(request: ApiRequest) -> SignedIn:
     new = await services.passwords.hash(body.new_password)
     async with request.transaction() as connection:
         await _set_password(connection, proof.account_id, new)
-        await end_sessions(connection, proof.account_id, reason="password changed")
         await audit_account(request, connection, "account.change_password", proof.account_id)
         renewed = Proof(
             account_id=proof.account_id,
@@ -96,7 +95,7 @@ async def change_password(request: ApiRequest) -> SignedIn:
             methods=tuple(sorted(actor.methods)),
             password_hash=new.text,
         )
-        session = await open_session(request, connection, renewed)
+        session = await renew_session(request, connection, renewed, reason="password changed")
     _tell(services, actor.email)
     return session
 

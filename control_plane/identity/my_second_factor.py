@@ -13,8 +13,7 @@ from control_plane.identity.sessions import (
     Code,
     SignedIn,
     audit_account,
-    end_sessions,
-    open_session,
+    renew_session,
 )
 from control_plane.identity.sign_in import PASSWORD, Proof
 from control_plane.identity.totp import (
@@ -146,14 +145,13 @@ async def _renewed(
 ) -> SignedIn:
     """End every session of the asker, and open one by which the asker goes on."""
     actor = request.signed_in
-    await end_sessions(connection, actor.account_id, reason="second factor changed")
     proof = Proof(
         account_id=actor.account_id,
         email=actor.email,
         methods=(PASSWORD, *methods),
         password_hash=await connection.fetchval(_PASSWORD_HASH, actor.account_id),
     )
-    return await open_session(request, connection, proof)
+    return await renew_session(request, connection, proof, reason="second factor changed")
 
 
 def _tell(request: ApiRequest, subject: str, what: str) -> None:

@@ -15,7 +15,7 @@ from control_plane.errors import BadArgument, NotFound
 from control_plane.identity.authenticate import IDLE_MAX
 from control_plane.identity.email_address import EMAIL_CHARS_MAX, parse_email
 from control_plane.identity.passwords import PASSWORD_BYTES_MAX
-from control_plane.identity.session_keys import SESSION_LIFE, SessionClaims
+from control_plane.identity.session_keys import SESSION_LIFE, SessionClaims, refusal
 from control_plane.identity.sign_in import Proof, bad_credentials, prove
 from control_plane.throttle import RateClass
 from control_plane.web.pages import PageQuery, check_limit, decode_cursor, page_of
@@ -103,7 +103,8 @@ async def open_session(
 ) -> SignedIn:
     """Open a session, in the transaction at hand.
 
-    Raises Unauthenticated where the account was disabled, or its password changed, meanwhile.
+    Raises Unauthenticated where the account was disabled, its password changed, or its second
+    factor enabled, meanwhile.
     """
     services = request.services
     session_id = uuid.UUID(services.ids.new())
@@ -150,6 +151,21 @@ async def end_sessions(
     The transaction has changed the account's row before, or no other may open one meanwhile.
     """
     return len(await connection.fetch(_END_ALL, account_id, but, reason))
+
+
+async def renew_session(
+    request: ApiRequest, connection: asyncpg.Connection, proof: Proof, *, reason: str
+) -> SignedIn:
+    """End every session of the asker, and open one by which the asker goes on.
+
+    As `end_sessions`, in a transaction that has changed the account's row. Raises Unauthenticated
+    where the session that asks was ended meanwhile: nothing goes on from that.
+    """
+    actor = request.signed_in
+    if await connection.fetchval(_END, actor.session_id, actor.account_id, reason) is None:
+        raise refusal()
+    await end_sessions(connection, actor.account_id, reason=reason)
+    return await open_session(request, connection, proof)
 
 
 def own_origin(request: ApiRequest, account_id: uuid.UUID, session_id: uuid.UUID) -> Origin:

@@ -64,11 +64,13 @@ LIMIT 2
 SELECT * FROM sign_in_account($1)
 
 -- name: open
--- Open a session, unless the account is disabled or has another password by now. The account's row
--- stays locked to the commit, so that who ends all its sessions ends this one too.
+-- Open a session, unless the account is disabled, has another password or asks for a second factor
+-- by now that was not proven. The account's row stays locked to the commit, so that who ends all its
+-- sessions ends this one too.
 WITH account AS (
     SELECT id FROM accounts
     WHERE id = $2 AND disabled_at IS NULL AND password_hash IS NOT DISTINCT FROM $3
+        AND (totp_enabled_at IS NULL OR 'mfa' = ANY ($5::text[]))
     FOR SHARE
 )
 INSERT INTO sessions (id, account_id, expires_at, methods, address, user_agent)

@@ -176,27 +176,50 @@ LANGUAGE sql STABLE SECURITY DEFINER SET search_path = public, pg_temp AS $$
     );
 $$;
 
--- Take what is personal of someone out of the audit log: where they came from, and what was changed
--- about them. Each chain is told how many of its entries that were.
+-- A pattern that finds these addresses in a text in lower case: each as a whole, not as a part of
+-- another's that is longer.
+CREATE FUNCTION addresses_pattern(addresses text[]) RETURNS text
+LANGUAGE sql IMMUTABLE SET search_path = public, pg_temp AS $$
+    SELECT '(?<![a-z0-9._+-])(?:'
+        || string_agg(regexp_replace(one, '([^a-z0-9@])', '\\\1', 'g'), '|')
+        || ')(?![a-z0-9-]|\.[a-z0-9])'
+    FROM unnest(addresses) AS one;
+$$;
+REVOKE ALL ON FUNCTION addresses_pattern(text[]) FROM PUBLIC;
+
+-- Take what is personal of someone out of the audit log: where they came from, also as nobody yet,
+-- and what was changed about them. Each chain is told how many of its entries that were. What to
+-- take is looked for before any chain is locked: others go on meanwhile.
 CREATE FUNCTION erase_from_audit_log(person uuid, members uuid[], addresses text[]) RETURNS void
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp AS $$
 DECLARE
+    pattern CONSTANT text := addresses_pattern(addresses);
     chain record;
     touched bigint;
 BEGIN
-    FOR chain IN SELECT org_id FROM audit_heads ORDER BY org_id NULLS FIRST LOOP
+    FOR chain IN
+        SELECT
+            f.org_id, array_agg(f.id) FILTER (WHERE f.is_theirs) AS theirs,
+            array_agg(f.id) FILTER (WHERE f.is_about_them) AS about_them
+        FROM (
+            SELECT
+                l.org_id, l.id,
+                l.actor_id IS NOT DISTINCT FROM person
+                    OR l.actor_kind = 'anonymous' AND l.target_id = person::text AS is_theirs,
+                l.target_id = person::text OR l.target_id = ANY (members::text[])
+                    OR lower(concat(l.before, l.after)) ~ pattern AS is_about_them
+            FROM audit_log AS l
+        ) AS f
+        WHERE f.is_theirs OR f.is_about_them
+        GROUP BY f.org_id ORDER BY f.org_id NULLS FIRST
+    LOOP
         PERFORM FROM audit_heads AS h WHERE h.org_id IS NOT DISTINCT FROM chain.org_id FOR UPDATE;
         WITH found AS (
             SELECT
-                l.id, l.actor_id IS NOT DISTINCT FROM person AS is_theirs,
-                l.target_id = person::text OR l.target_id = ANY (members::text[])
-                    OR EXISTS (
-                        SELECT FROM unnest(addresses) AS one
-                        WHERE position(trim('"' FROM to_jsonb(one)::text) IN
-                            lower(concat(l.before, l.after))) > 0
-                    ) AS is_about_them,
+                l.id, l.id = ANY (coalesce(chain.theirs, '{}')) AS is_theirs,
+                l.id = ANY (coalesce(chain.about_them, '{}')) AS is_about_them,
                 l.erased_at IS NULL AS is_new
-            FROM audit_log AS l WHERE l.org_id IS NOT DISTINCT FROM chain.org_id
+            FROM audit_log AS l WHERE l.id = ANY (chain.theirs || chain.about_them)
         ), erased AS (
             UPDATE audit_log AS l
             SET address = CASE WHEN is_theirs THEN '' ELSE address END,
@@ -227,6 +250,7 @@ CREATE FUNCTION erase_account() RETURNS text
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = public, pg_temp AS $$
 DECLARE
     me accounts;
+    addresses text[];  -- that it has, and had
     members uuid[];
     owned text;
     is_owner CONSTANT text := 'owner';
@@ -251,6 +275,17 @@ BEGIN
         RETURN owned;
     END IF;
 
+    -- Addresses that it had before, unless they are somebody else's by now.
+    SELECT array_agg(DISTINCT one) INTO addresses
+    FROM (
+        SELECT me.email_key AS one
+        UNION ALL
+        SELECT lower(l.before ->> 'email') FROM audit_log AS l
+        WHERE l.org_id IS NULL AND l.actor_id = me.id AND l.action = 'account.change_email'
+            AND l.before ->> 'email' <> ''
+    ) AS had
+    WHERE one = me.email_key OR NOT EXISTS (SELECT FROM accounts AS a WHERE a.email_key = one);
+
     UPDATE tokens SET revoked_at = coalesce(revoked_at, clock_timestamp()), name = ''
     WHERE user_id = ANY (members);
     DELETE FROM workspace_members WHERE user_id = ANY (members);
@@ -264,16 +299,13 @@ BEGIN
             WHEN accepted_at IS NULL THEN coalesce(withdrawn_at, clock_timestamp())
             ELSE withdrawn_at
         END
-    WHERE email_key = me.email_key OR lower(email) = lower(me.email);
-    IF to_regclass('signups') IS NOT NULL THEN
-        EXECUTE 'DELETE FROM signups WHERE email_key = $1' USING me.email_key;
-    END IF;
+    WHERE email_key = ANY (addresses);
+    DELETE FROM signups WHERE email_key = ANY (addresses);
     -- What others were answered about them lately.
     DELETE FROM idempotency_keys
-    WHERE position(convert_to(me.email, 'UTF8') IN answer) > 0
-        OR position(convert_to(lower(me.email), 'UTF8') IN answer) > 0;
+    WHERE lower(convert_from(answer, 'UTF8')) ~ addresses_pattern(addresses);
     DELETE FROM accounts WHERE id = me.id;  -- sessions, links, codes and answers go along
-    PERFORM erase_from_audit_log(me.id, members, ARRAY[lower(me.email), me.email_key]);
+    PERFORM erase_from_audit_log(me.id, members, addresses);
     PERFORM audit_append(
         NULL, 'account', me.id, '', '', '', 'account.delete', 'account', me.id::text, NULL, NULL
     );

@@ -128,7 +128,7 @@ class Dispatcher:
             query=asked,
             body=body,
             address=address,
-            user_agent=request.headers.get("user-agent", "")[:USER_AGENT_CHARS_MAX],
+            user_agent=_user_agent(request),
             request_id=request_id,
             if_match=request.headers.get("if-match"),
         )
@@ -270,6 +270,12 @@ def _path(route: Route, request: web.Request) -> dict[str, str]:
         else:
             read_uuid(text, field=name)
     return path
+
+
+def _user_agent(request: web.Request) -> str:
+    """Return what the client calls itself; what is no text in it is a question mark."""
+    text = request.headers.get("user-agent", "")[:USER_AGENT_CHARS_MAX]
+    return text.encode(errors="replace").decode()
 
 
 def _query(request: web.Request) -> dict[str, list[str]]:

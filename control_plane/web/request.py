@@ -97,22 +97,25 @@ class ApiRequest:
         async with self.services.database.transaction(
             org_id=self.org_id, account_id=account_id
         ) as connection:
-            await self._check_standing()
+            if self._stood_long_ago():
+                await self._check_standing(connection)
             yield connection
-            await self._check_standing()
+            if self._stood_long_ago():
+                # What the request itself is about to change is not to be seen by this.
+                async with self.services.database.transaction_aside(
+                    org_id=self.org_id, account_id=account_id
+                ) as aside:
+                    await self._check_standing(aside)
             self.may_have_changed = True
 
-    async def _check_standing(self) -> None:
-        """Look again, where it is long ago, whether the one who asks is still what it was."""
-        if self.actor is None or time.monotonic() - self.stood_at < STANDING_SECONDS_MAX:
-            return
-        actor = self.actor
+    def _stood_long_ago(self) -> bool:
+        return self.actor is not None and time.monotonic() - self.stood_at >= STANDING_SECONDS_MAX
+
+    async def _check_standing(self, connection: asyncpg.Connection) -> None:
+        """Look again whether the one who asks is still what it was."""
+        actor = self.signed_in
         claims = SessionClaims(session_id=actor.session_id, account_id=actor.account_id)
-        # On a connection of its own: it does not see what the request itself is about to change.
-        async with self.services.database.transaction(
-            org_id=self.org_id, account_id=actor.account_id
-        ) as connection:
-            now = await find_actor(connection, claims, org_id=self.org_id)
+        now = await find_actor(connection, claims, org_id=self.org_id, touches=False)
         if (now.membership, now.is_operator) != (actor.membership, actor.is_operator):
             raise Forbidden("Your role was changed meanwhile: ask again.", code="role_changed")
         self.stood_at = time.monotonic()

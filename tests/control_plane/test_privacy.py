@@ -208,3 +208,81 @@ async def test_nodes_start_with_their_sweeper_and_stop_with_it(
 ) -> None:
     async with asyncio.timeout(10), started(server_settings) as node:
         assert (await node.call("GET", "/healthz")).status == 200
+
+
+async def test_addresses_that_someone_had_are_forgotten_too_and_where_they_came_from_as_nobody(
+    node: Node, people: People, owner: asyncpg.Connection
+) -> None:
+    former, now = "ada.before@example.com", "ada.now@example.com"
+    org = await people.org()
+    admin = await people.member(org, "admin")
+    person = await people.person(now)
+    link = Origin(
+        actor_kind="account", actor_id=person.account_id, credential="link", address=ADDRESS
+    )
+    nobody = Origin(actor_kind="anonymous", address=ADDRESS)
+    other = Origin(actor_kind="account", actor_id=admin.account_id)
+    await owner.execute(
+        "INSERT INTO invitations (id, org_id, digest, email, email_key, role, invited_by, "
+        "expires_at, accepted_at) SELECT gen_random_uuid(), $1, sha256('i'), $2, $2, 'viewer', "
+        "$3, now(), now()",
+        org, former, await people.user_id(org, admin),
+    )  # fmt: skip
+    async with owner.transaction():
+        await record(
+            owner, link, "account.change_email", org_id=None, target_kind="account",
+            target_id=person.account_id, before={"email": former}, after={"email": now},
+        )  # fmt: skip
+        await record(
+            owner, nobody, "account.request_reset", org_id=None, target_kind="account",
+            target_id=person.account_id,
+        )  # fmt: skip
+        await record(
+            owner, other, "invitation.create", org_id=org, target_kind="invitation",
+            target_id="1", after={"email": former},
+        )  # fmt: skip
+
+    assert (await node.call("DELETE", "/api/v1/me", by=person)).status == 200
+
+    after = await dump(owner)
+    for trace in (former, now, ADDRESS):
+        assert trace not in after, after[after.index(trace) - 300 :][:400]
+    assert (await verify(owner))["ok"]
+
+
+async def test_what_the_log_says_about_someone_with_a_longer_address_stays(
+    node: Node, people: People, owner: asyncpg.Connection
+) -> None:
+    person = await people.person("bob@example.co")
+    others = ["bob@example.com", "bob@example.co.uk", "big.bob@example.co", "a-bob@example.co"]
+    found = [f"of <{person.email}>.", f"{person.email.title()}, gone"]
+    async with owner.transaction():
+        for text in (*others, *found):
+            await record(
+                owner, Origin(actor_kind="system"), "vendor.create", org_id=None,
+                target_kind="vendor", target_id="openai", after={"name": text},
+            )  # fmt: skip
+
+    assert (await node.call("DELETE", "/api/v1/me", by=person)).status == 200
+
+    kept = await owner.fetch(
+        "SELECT after::jsonb ->> 'name' AS name FROM audit_log "
+        "WHERE action = 'vendor.create' ORDER BY ordinal"
+    )
+    assert [row["name"] for row in kept] == [*others, None, None]
+
+
+async def test_who_is_forgotten_holds_up_no_log_that_says_nothing_of_them(
+    node: Node, people: People, owner: asyncpg.Connection
+) -> None:
+    org = await people.org()
+    person = await people.person()
+    async with owner.transaction():
+        await record(
+            owner, Origin(actor_kind="system"), "vendor.create", org_id=org,
+            target_kind="vendor", target_id="openai",
+        )  # fmt: skip
+    async with owner.transaction():
+        await owner.execute("SELECT FROM audit_heads WHERE org_id = $1 FOR UPDATE", org)
+        async with asyncio.timeout(5):
+            assert (await node.call("DELETE", "/api/v1/me", by=person)).status == 200

@@ -67,3 +67,22 @@ def test_in_production_mails_lead_to_an_origin_that_was_named() -> None:
     assert refused.value.field == "KAIXU_PUBLIC_URL"
     named = {**GIVEN, **mail, "KAIXU_PUBLIC_URL": "https://admin.example.com"}
     assert load_server_settings(named).public_url == "https://admin.example.com"
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [
+        ("KAIXU_ADMIN_HOST", "0.0.0.0"),
+        ("KAIXU_PUBLIC_URL", "http://admin.example.com"),
+        ("KAIXU_ENV", "Production"),
+    ],
+)
+def test_in_production_nothing_travels_in_plain_text(setting: str, value: str) -> None:
+    with pytest.raises(BadArgument) as refused:
+        load_server_settings({**GIVEN, "KAIXU_ENV": "production", setting: value})
+    assert refused.value.field == setting
+
+
+def test_in_production_a_proxy_that_ends_tls_may_reach_it() -> None:
+    behind = {"KAIXU_ADMIN_HOST": "0.0.0.0", "KAIXU_TRUSTED_PROXIES": "10.0.0.7"}
+    assert load_server_settings({**GIVEN, "KAIXU_ENV": "production", **behind}).is_production

@@ -3,6 +3,7 @@ import contextlib
 from datetime import timedelta
 
 import asyncpg
+import pytest
 
 from control_plane.audit_verification import verify
 from control_plane.errors import DatabaseUnreachable
@@ -52,10 +53,21 @@ async def test_what_is_old_goes_and_what_is_not_stays(
         FROM generate_series(1, 2) AS n
         """
     )
+    await owner.execute(
+        """
+        INSERT INTO signups (
+            id, digest, email, email_key, name, org_name, password_hash, password_key, expires_at
+        )
+        SELECT
+            gen_random_uuid(), sha256(convert_to(n::text, 'UTF8')), 'a@b', 'a@b', '', 'acme', '',
+            '', now() + n * interval '1 h'
+        FROM unnest(ARRAY[-1, 1]) AS n
+        """
+    )
     async with open_control_database(control_url) as database:
         assert await sweep(database) == {
             "refusals": 1, "throttle": 1, "idempotency_keys": 1, "sessions": 1, "mailed_links": 1,
-            "audit_log": 0,
+            "signups": 1, "audit_log": 0,
         }  # fmt: skip
         again = await sweep(database)
         assert again is not None
@@ -115,6 +127,19 @@ async def test_one_node_sweeps_at_a_time(control_url: str) -> None:
             )
             assert await sweep(two) is None
         assert await sweep(two) is not None
+
+
+async def test_a_part_that_takes_too_long_keeps_no_other_from_being_swept(
+    control_url: str, owner: asyncpg.Connection, people: People
+) -> None:
+    await filled(owner, await people.org(), 1)
+    await owner.execute("UPDATE retention SET audit_days = 90")
+    await owner.execute("INSERT INTO throttle VALUES ('old', '{}', now() - interval '1 s')")
+    async with open_control_database(control_url) as database, owner.transaction():
+        await owner.execute("SELECT FROM audit_heads FOR UPDATE")
+        with pytest.raises(DatabaseUnreachable):
+            await sweep(database)
+        assert not await owner.fetchval("SELECT EXISTS (SELECT FROM throttle WHERE key = 'old')")
 
 
 async def test_a_database_that_is_away_is_swept_when_it_is_back(control_url: str) -> None:

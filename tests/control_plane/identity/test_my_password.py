@@ -3,6 +3,7 @@ import asyncio
 import asyncpg
 import pytest
 
+from control_plane.identity.passwords import PasswordHash
 from control_plane.server_settings import ServerSettings
 from tests.control_plane.conftest import Answer, Node, started
 from tests.control_plane.identity.accounts import (
@@ -209,3 +210,21 @@ async def test_a_password_is_the_one_of_the_account_not_of_its_address(
     assert account.password == PASSWORD
     stranger = await registered(node, password=NEW)
     assert (await sign_in(node, stranger.email)).status == 401
+
+
+async def test_a_session_that_a_reset_ends_does_not_change_the_password_afterwards(
+    node: Node, account: Account, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await ask(node, account.email)
+    token = await last_link(node)
+    passwords = node.services.passwords
+    hash_it = passwords.hash
+
+    async def reset_meanwhile(password: str) -> PasswordHash:
+        if password == "the thief's password":
+            assert (await reset(node, token)).status == 204
+        return await hash_it(password)
+
+    monkeypatch.setattr(passwords, "hash", reset_meanwhile)
+    assert (await change(node, account, new_password="the thief's password")).status == 401
+    assert (await sign_in(node, account.email, NEW)).status == 201

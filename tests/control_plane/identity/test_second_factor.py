@@ -7,6 +7,7 @@ import pytest
 
 from control_plane.errors import Forbidden
 from control_plane.identity.authenticate import find_actor
+from control_plane.identity.passwords import PasswordHash
 from control_plane.identity.second_factor import reseal_all, seed_place
 from control_plane.identity.session_keys import SessionClaims
 from control_plane.secrets import make_control_key, parse_control_keys
@@ -246,3 +247,23 @@ async def test_the_seed_is_sealed_and_sealed_anew_when_the_key_changes(
     assert await reseal_all(owner, both) == (0, 0)
     resealed = await owner.fetchval("SELECT totp_sealed FROM accounts")
     assert new.open(resealed, seed_place(account.account_id)) == seed
+
+
+async def test_who_signs_in_without_a_code_as_the_second_factor_is_enabled_stays_outside(
+    node: Node, owner: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    account = await registered(node)
+    enrolled = await node.call("POST", "/api/v1/me/totp", by=account.person)
+    account.seed = enrolled.json["secret"]
+    passwords = node.services.passwords
+    check = passwords.check
+
+    async def enable_meanwhile(password: str, stored: PasswordHash | None) -> bool:
+        body = {"code": await code_of(owner, account)}
+        path = "/api/v1/me/totp/confirm"
+        answer = await node.call("POST", path, by=account.person, json=body)
+        assert answer.status == 200, answer.content
+        return await check(password, stored)
+
+    monkeypatch.setattr(passwords, "check", enable_meanwhile)
+    assert (await sign_in(node, account.email)).status == 401
