@@ -159,11 +159,10 @@ def read_deciding_fields(
     if stream not in _STREAM_VALUES:
         raise BodyInvalid("'stream' is neither true nor false.", param="stream")
     options = None if members.stream_options is _ABSENT else _options(members.stream_options)
+    names_more = members.models is not _ABSENT or members.svg is not _ABSENT
     return DecidingFields(
         model=_model(members.model, is_required=model_required),
-        further_models=(
-            () if members.models is _ABSENT and members.svg is _ABSENT else _further_models(members)
-        ),
+        further_models=_further_models(members) if names_more else (),
         background=members.background is not _ABSENT and bytes(members.background) == b"true",
         stream=stream == b"true",
         says_stream=stream in (b"true", b"false"),
