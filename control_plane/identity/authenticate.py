@@ -17,6 +17,7 @@ IDLE_PRIVILEGED_MAX: Final = timedelta(hours=8)  # of operators, and of owners a
 
 _QUERIES: Final = load_queries(__package__, "sessions.sql")
 _FIND_ACTOR = _QUERIES["find_actor"]
+_IS_OPEN = _QUERIES["is_open"]
 _TOUCH = _QUERIES["touch"]
 _ONLY_ORG = _QUERIES["only_org"]
 
@@ -73,6 +74,11 @@ async def find_actor(
         methods=frozenset(row["methods"]),
         membership=membership,
     )
+
+
+async def is_open(connection: asyncpg.Connection, claims: SessionClaims) -> bool:
+    """Return whether a session can be open still; `find_actor` decides whether it is."""
+    return bool(await connection.fetchval(_IS_OPEN, claims.session_id, claims.account_id, IDLE_MAX))
 
 
 async def only_org(connection: asyncpg.Connection, account_id: uuid.UUID) -> uuid.UUID:

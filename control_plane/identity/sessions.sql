@@ -46,6 +46,14 @@ WHERE s.id = $1 AND s.account_id = $2
     END
     AND a.disabled_at IS NULL
 
+-- name: is_open
+-- Whether a session can be open still.
+SELECT EXISTS (
+    SELECT FROM sessions
+    WHERE id = $1 AND account_id = $2 AND ended_at IS NULL
+        AND expires_at > clock_timestamp() AND last_seen_at > clock_timestamp() - $3::interval
+)
+
 -- name: touch
 -- Note that a session is in use.
 UPDATE sessions SET last_seen_at = clock_timestamp() WHERE id = $1

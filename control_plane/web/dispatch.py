@@ -22,7 +22,7 @@ from control_plane.errors import (
     UnsupportedMedia,
 )
 from control_plane.identity.actor import Actor
-from control_plane.identity.authenticate import find_actor, only_org
+from control_plane.identity.authenticate import find_actor, is_open, only_org
 from control_plane.identity.session_keys import SessionClaims, refusal
 from control_plane.services import Services
 from control_plane.throttle import take, takings
@@ -165,8 +165,11 @@ class Dispatcher:
         return self._services.session_keys.verify(headers[0][len(_BEARER) :].strip(" "))
 
     async def _take(self, route: Route, *, address: str, claims: SessionClaims | None) -> None:
-        account_id = None if claims is None else str(claims.account_id)
+        """Count a request: who shows the token of a session that is over uses up nobody's share."""
+        account_id = None
         async with self._services.database.connection() as connection:
+            if claims is not None and await is_open(connection, claims):
+                account_id = str(claims.account_id)
             await take(
                 connection, takings(route.rate_class, address=address, account_id=account_id)
             )

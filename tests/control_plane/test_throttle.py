@@ -11,7 +11,7 @@ import pytest
 from control_plane.errors import TooManyRequests
 from control_plane.server_settings import ServerSettings
 from control_plane.throttle import Taking, address_key, give_back, take
-from tests.control_plane.conftest import Node, started
+from tests.control_plane.conftest import Node, People, started
 from tests.control_plane.identity.accounts import sign_up
 
 PROXIES = (ip_network("127.0.0.0/8"), ip_network("10.0.0.0/8"))
@@ -96,3 +96,15 @@ async def test_what_is_given_back_can_be_taken_again(owner: asyncpg.Connection) 
     assert 3590 < refused.value.retry_after <= 3600
     await give_back(owner, [*asked, Taking(key="never", limit=1, length=timedelta(hours=1))])
     await take(owner, asked)
+
+
+async def test_the_token_of_a_session_that_is_over_uses_up_nothing_of_its_owner_s(
+    node: Node, people: People
+) -> None:
+    owner = await people.person()
+    stolen = await people.session(owner.account_id, owner.email)
+    ended = await node.call("DELETE", f"/api/v1/sessions/{stolen.session_id}", by=owner)
+    assert ended.status == 204, ended.content
+    tries = [await node.call("GET", "/api/v1/me/export", by=stolen) for _ in range(11)]
+    assert [answer.status for answer in tries] == [401] * 10 + [429], "by the address"
+    assert (await node.call("GET", "/api/v1/me/export", by=owner)).status == 200
