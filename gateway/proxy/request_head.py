@@ -15,8 +15,9 @@ from gateway.proxy.exchange import Headers
 REQUEST_LINE_SPACES: Final = 2
 PORT_MAX: Final = 65_535
 
+# As long as names in DNS and addresses are, for they are remembered.
 _HOST: Final = re.compile(
-    rb"(?P<name>[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(?::(?P<port>[0-9]{1,5}))?"
+    rb"(?P<name>[A-Za-z0-9._-]{1,255}|\[[0-9A-Fa-f:.]{1,45}\])(?::(?P<port>[0-9]{1,5}))?"
 )
 _TARGET: Final = re.compile(rb"/[\x21-\x7e]*")
 _OTHER_PROTOCOLS: Final = (b" RTSP/", b" ICE/")  # which the parser takes for HTTP

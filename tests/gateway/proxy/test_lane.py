@@ -176,6 +176,7 @@ BAD: list[tuple[str, bytes, bytes]] = [
     ("HTTP/2.0", b"GET / HTTP/2.0\r\nHost: a\r\n\r\n", b"505"),
     ("no Host", b"GET / HTTP/1.1\r\n\r\n", b"400"),
     ("two Hosts", b"GET / HTTP/1.1\r\nHost: a\r\nHost: a\r\n\r\n", b"400"),
+    ("a Host longer than any name", b"GET / HTTP/1.1\r\nHost: " + b"a" * 256 + b"\r\n\r\n", b"400"),
     ("Host with a path", b"GET / HTTP/1.1\r\nHost: a/x?y=\r\n\r\n", b"400"),
     ("Host with a user", b"GET / HTTP/1.1\r\nHost: u@a\r\n\r\n", b"400"),
     ("absolute form", b"GET http://b/ HTTP/1.1\r\nHost: a\r\n\r\n", b"400"),
