@@ -147,7 +147,7 @@ class Dispatcher:
             account_id=actor.account_id,
             route=f"{route.method} {request.path_qs}",
             key=key,
-            request=raw,
+            digest=services.control_keys.digest(raw),
             work=work,
             tells_once=route.tells_once,
             may_have_happened=lambda: call.may_have_changed,

@@ -50,19 +50,19 @@ async def once(
     account_id: uuid.UUID,
     route: str,
     key: str,
-    request: bytes,
+    digest: bytes,
     work: Callable[[], Awaitable[Answer]],
     tells_once: frozenset[str],
     may_have_happened: Callable[[], bool] = lambda: False,
 ) -> tuple[Answer, bool]:
     """Carry out `work`, or return what it answered before; the second value says which.
 
-    `route` names what is asked, however long that is; `request` is all else that makes a request
-    another one. What is refused was not done, and may be asked for again; so may what failed,
-    unless `may_have_happened`: then nobody can tell, and the key is good for no other try. Raises
-    Refused (409) while the first is at work, Unprocessable for another request under this key.
+    `route` names what is asked, however long that is; `digest` stands for all else that makes a
+    request another one: it is kept, so that it must not tell what can be guessed. What is refused
+    was not done, and may be asked for again; so may what failed, unless `may_have_happened`: then
+    nobody can tell, and the key is good for no other try. Raises Refused (409) while the first is
+    at work, Unprocessable for another request under this key.
     """
-    digest = hashlib.sha256(request).digest()
     route = f"{route[:ROUTE_CHARS]} {hashlib.sha256(route.encode()).hexdigest()}"
     async with database.transaction(account_id=account_id) as connection:
         is_first = await connection.fetchval(_RESERVE, account_id, route, key, digest)

@@ -1,4 +1,6 @@
 import asyncio
+import hashlib
+import json
 import uuid
 from typing import Final
 
@@ -10,6 +12,7 @@ from control_plane.tenancy.vendors import register_public_key
 from control_plane.web.idempotency import Unprocessable, once
 from gateway.vendors.seal import keygen
 from tests.control_plane.conftest import Node, People, Person
+from tests.control_plane.identity.accounts import PASSWORD, registered
 
 PATH: Final = "/api/v1/vendors/openai/rotate"
 NOTHING: Final = frozenset[str]()
@@ -110,7 +113,8 @@ async def test_what_was_killed_in_the_middle_is_not_done_twice(
     async def ask(request: bytes = b"{}") -> tuple[tuple[int, bytes], bool]:
         return await once(
             node.services.database, account_id=account_id, route="POST /x", key="k",
-            request=request, work=work, tells_once=NOTHING, may_have_happened=lambda: True,
+            digest=hashlib.sha256(request).digest(), work=work, tells_once=NOTHING,
+            may_have_happened=lambda: True,
         )  # fmt: skip
 
     first = asyncio.ensure_future(ask())  # noqa: TID251 - it is killed below
@@ -147,8 +151,8 @@ async def test_what_failed_before_it_could_change_anything_may_be_tried_again(
 
     async def ask() -> tuple[tuple[int, bytes], bool]:
         return await once(
-            node.services.database, account_id=account_id, route="POST /x", key="k", request=b"",
-            work=work, tells_once=NOTHING,
+            node.services.database, account_id=account_id, route="POST /x", key="k",
+            digest=bytes(32), work=work, tells_once=NOTHING,
         )  # fmt: skip
 
     with pytest.raises(DatabaseUnreachable):
@@ -164,10 +168,27 @@ async def test_what_is_told_once_is_null_in_what_is_told_again(node: Node, peopl
 
     answers = [
         await once(
-            node.services.database, account_id=account_id, route="POST /x", key="k", request=b"",
-            work=work, tells_once=frozenset({"token"}),
+            node.services.database, account_id=account_id, route="POST /x", key="k",
+            digest=bytes(32), work=work, tells_once=frozenset({"token"}),
         )
         for _ in range(2)
     ]  # fmt: skip
     assert answers[0] == ((201, b'{"id":"1","token":"kxg_secret"}'), False)
     assert answers[1] == ((201, b'{"id":"1","token":null}'), True)
+
+
+async def test_what_is_kept_of_a_request_gives_no_password_away(
+    node: Node, owner: asyncpg.Connection
+) -> None:
+    account = await registered(node)
+    body = json.dumps({"password": PASSWORD}).encode()
+    headers = {"idempotency-key": "k", "content-type": "application/json"}
+    path = "/api/v1/sessions/current/reauthenticate"
+    answers = [
+        await node.call("POST", path, by=account.person, data=body, headers=headers)
+        for _ in range(2)
+    ]
+    assert [answer.status for answer in answers] == [200, 200]
+    assert "idempotency-replayed" in answers[1].headers, "it is known again nevertheless"
+    kept = await owner.fetchval("SELECT request_digest FROM idempotency_keys")
+    assert kept != hashlib.sha256(body).digest()
