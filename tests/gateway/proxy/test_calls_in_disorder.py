@@ -6,8 +6,6 @@ import contextlib
 import random
 from dataclasses import replace
 
-import pytest
-
 from gateway.errors import TokenRevoked
 from gateway.permit_limit import PermitLimit
 from tests.gateway.proxy.rig import DEADLINE_SECONDS, Rig, StayOpen, open_rig
@@ -98,8 +96,13 @@ class Disorder:
             self.rig.lease = self.random.random() < 0.9
 
 
-@pytest.mark.parametrize("seed", range(SEEDS))
-async def test_whatever_happens_each_call_has_one_row_and_leaves_nothing_behind(seed: int) -> None:
+async def test_whatever_happens_each_call_has_one_row_and_leaves_nothing_behind() -> None:
+    """Not every seed gets a call to the vendor; all of them together do."""
+    assert sum([await calls_in_disorder(seed) for seed in range(SEEDS)]) > SEEDS
+
+
+async def calls_in_disorder(seed: int) -> int:
+    """Let everyone do what they like, and return how many calls went to the vendor."""
     async with open_rig() as rig:
         rig.authenticated.caller = replace(rig.caller, permits=(LIMIT,))
         units = rig.units.left
@@ -114,8 +117,8 @@ async def test_whatever_happens_each_call_has_one_row_and_leaves_nothing_behind(
         async with asyncio.timeout(DEADLINE_SECONDS):
             while rig.lane.connections:  # noqa: ASYNC110 - the last ones say nothing
                 await asyncio.sleep(0)
-        assert [row["id"] for row in rig.lines.rows]
-        assert {row["id"] for row in rig.lines.rows} == set(rig.lines.opened)
+        assert sorted(row["id"] for row in rig.lines.rows) == sorted(rig.lines.opened), seed
         assert units - rig.units.left == len(rig.lines.opened)
         assert rig.permits.out == []
         assert rig.lane.budget.held_bytes == 0
+        return len(rig.lines.opened)
