@@ -8,9 +8,10 @@ from control_plane.errors import BadArgument
 
 EMAIL_CHARS_MAX: Final = 254  # RFC 5321, 4.5.3.1.3
 
-# ASCII only: look-alikes of an address are other addresses. Linear in the length of the text.
+# ASCII only: look-alikes of an address are other addresses. No encoded word (RFC 2047, `=?...?=`):
+# in a mail's header it would be read as something else. Linear in the length of the text.
 _ADDRESS: Final = re.compile(
-    r"[0-9A-Za-z!#$%&'*+/=?^_`{|}~-][0-9A-Za-z.!#$%&'*+/=?^_`{|}~-]{0,63}"
+    r"(?!.{0,63}=\?)[0-9A-Za-z!#$%&'*+/=?^_`{|}~-][0-9A-Za-z.!#$%&'*+/=?^_`{|}~-]{0,63}"
     r"@(?=.{1,253}\Z)[0-9A-Za-z](?:[0-9A-Za-z-]{0,62})(?:\.[0-9A-Za-z](?:[0-9A-Za-z-]{0,62}))*"
 )
 

@@ -25,7 +25,8 @@ def test_an_address_keeps_its_spelling_and_is_found_by_its_key(text: str) -> Non
     "text",
     [
         "", "@", "a@", "@b", "a b@c", "a@b c", "a@-b", "a@b..c", "a@.b", ".a@b", "a@b@c", "ä@b",
-        "a@bücher.ch", "a\0@b", "a@b\n", "a@b\r\nBcc: c@d", "a,b@c", "<a@b>", '"a b"@c', "a@[::1]",
+        "a@bücher.ch", "a\0@b", "a@b\n", "a@b\r\nBcc: c@d", "=?utf-8?q?a=2c_c=40d=3e?=@b",
+        "a,b@c", "<a@b>", '"a b"@c', "a@[::1]",
         "\u0131@b", "a" * 65 + "@b", "a@" + "b" * 64 + ".c", "a@" + "b." * 140 + "c",
     ],
 )  # fmt: skip
