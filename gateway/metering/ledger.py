@@ -281,7 +281,9 @@ class Ledger:
             self._patience = self._patience_seconds
         except asyncpg.PostgresError as error:
             sqlstate = error.sqlstate or ""
-            if sqlstate.startswith(_DATA_FAULTS):
+            # The driver calls it a fault of the data too where there is no memory to encode it.
+            is_short_of_memory = isinstance(error.__cause__, MemoryError)
+            if sqlstate.startswith(_DATA_FAULTS) and not is_short_of_memory:
                 raise _BadData(sqlstate=sqlstate, message=str(error)) from error
             raise LedgerAway(f"{sqlstate} {error}") from error
         except CONNECTION_FAULTS as error:

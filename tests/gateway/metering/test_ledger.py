@@ -1,4 +1,5 @@
 import asyncio
+import contextlib
 import json
 import random
 import uuid
@@ -206,6 +207,31 @@ async def test_a_bad_row_is_put_aside_and_costs_no_other(
     assert await owner.fetchval("SELECT sqlstate FROM ledger_rejected") == rejected[0]
     assert await owner.fetchval("SELECT count(*) FROM ledger_rejected") == 1
     await check_books(owner)
+
+
+class NoMemoryOnce:
+    """A pool whose first statement can't be encoded, as the driver tells it."""
+
+    def __init__(self, pool: asyncpg.Pool) -> None:
+        self._pool = pool
+        self._failed = False
+
+    def acquire(self, **limits: float) -> contextlib.AbstractAsyncContextManager[Any]:
+        if self._failed:
+            return self._pool.acquire(**limits)
+        self._failed = True
+        raise asyncpg.DataError("invalid input for query argument $1") from MemoryError()
+
+
+async def test_a_worker_that_is_short_of_memory_puts_no_row_aside(
+    owner: asyncpg.Connection, gateway_pool: asyncpg.Pool
+) -> None:
+    pool: Any = NoMemoryOnce(gateway_pool)
+    ledger, rows = Ledger(pool), [make_row()]
+    with pytest.raises(LedgerAway):
+        await ledger.append(rows)
+    assert await owner.fetchval("SELECT count(*) FROM ledger_rejected") == 0
+    assert await ledger.append(rows) == 1
 
 
 async def test_the_gateway_may_append_and_nothing_else(gateway_pool: asyncpg.Pool) -> None:
