@@ -19,7 +19,7 @@ from collections.abc import Iterable
 from typing import Final
 
 from tests.faults.results import Result, digest_of_code, keep, keep_log, kept, table
-from tests.faults.table import FAULTS, LEFT_OUT
+from tests.faults.table import FAULTS
 from tests.faults.trial import Fault, Trial
 from tests.faults.world import Settings, World
 
@@ -111,14 +111,14 @@ def main() -> int:
     parser.add_argument("--table", action="store_true")
     options = parser.parse_args()
     if options.table:
-        print(table(kept(code=digest_of_code()), order=list(FAULTS), left_out=LEFT_OUT))
+        print(table(kept(code=digest_of_code()), order=list(FAULTS)))
         return 0
     runs = sorted(chosen(options), key=lambda run: str(run[0].settings))
     began = time.monotonic()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that nothing is left behind
     results = asyncio.run(run_all(runs, kills=options.kills))
     print(f"\n{len(results)} runs in {time.monotonic() - began:.0f} s")
-    print(table(results, order=list(FAULTS), left_out=LEFT_OUT))
+    print(table(results, order=list(FAULTS)))
     return int(any(result.failed for result in results))
 
 

@@ -170,13 +170,25 @@ def settled_rows(rows: Iterable[Row]) -> list[Row]:
     return list(final.values())
 
 
-def check_limit(verdict: Verdict, token: Token, *, counted: int, tallied: int, used: int) -> None:
-    """Hold a limited token's counted rows against its limit and its settled blocks.
+def check_limit(
+    verdict: Verdict,
+    token: Token,
+    *,
+    counted: int,
+    tallied: int,
+    used: int,
+    is_over: bool = False,
+    burned: bool = False,
+) -> None:
+    """Hold a limited token's counted rows of a month against its limit and its settled blocks.
 
-    `used` is what its blocks say after all of them are settled and nobody could take a unit more.
+    `used` is what its blocks say after all of them are settled and, but for a month that `is_over`,
+    nobody could take a unit more. Of `burned` blocks units are neither counted nor usable.
     """
     assert token.limit is not None
     story = f"limit {token.limit}: {counted} counted, {tallied} at the vendor, {used} in blocks"
     verdict.blame("over_limit", max(0, counted - token.limit, tallied - token.limit), story)
-    verdict.blame("unusable", max(0, token.limit - max(counted, used)), story)
-    verdict.blame("unsettled", abs(used - counted), story)
+    if not is_over:
+        verdict.blame("unusable", max(0, token.limit - max(counted, used)), story)
+    off = max(0, counted - used) if burned else abs(used - counted)
+    verdict.blame("unsettled", off, story)

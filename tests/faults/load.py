@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from tests.faults.machine import Machine
 from tests.faults.world import Token
-from tests.journeys.client import FORMATS, Answer, call, send
+from tests.journeys.client import FORMATS, QUESTION, Answer, call, send
 
 CALLERS: Final = 10
 PAUSE_SECONDS_MAX: Final = 0.04  # between two calls of one caller
@@ -119,6 +119,7 @@ class Load:
         leave_after: float | None = None,
         begun: asyncio.Event | None = None,
         seconds: float = ANSWER_SECONDS_MAX,
+        question: str = QUESTION,
     ) -> Sent:
         """Make one call and take down what became of it."""
         sent = Sent(
@@ -138,6 +139,7 @@ class Load:
             stream=stream,
             words=words,
             session_id=sent.session_id,
+            question=question,
         )
         url = machine.url if self.url is None else self.url()
         try:
@@ -163,9 +165,9 @@ class Watched:
     is_cut_off: bool = False  # its machine could not hear of it
     receipt_seconds: float = 0.0
 
-    def note(self, receipt: dict[str, Any]) -> None:
+    def note(self, receipt: dict[str, Any], *, database_ahead: float = 0.0) -> None:
         """Take the revocation's receipt down."""
-        self.committed_at = receipt["committed_at"].timestamp()
+        self.committed_at = receipt["committed_at"].timestamp() - database_ahead
         self.receipt_seconds = receipt["took_ms"] / 1000
 
     @property

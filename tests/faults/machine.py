@@ -4,12 +4,13 @@ import asyncio
 import contextlib
 import json
 import os
+import resource
 import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -19,6 +20,7 @@ from uuid import UUID
 import psutil
 
 from tests.faults.chaos_proxy import ChaosProxy
+from tests.faults.faulty_libc import FaultyLibc
 from tests.journeys.client import fetch
 from tests.journeys.product import KAIXU, clean_environment, first_line
 
@@ -44,6 +46,7 @@ class Machine:
     kills: list[Span] = field(default_factory=list)
     killed: int = 0  # processes, by SIGKILL
     disk_is_small: bool = False
+    libc: FaultyLibc | None = None
     code: Path | None = None  # where another release is that it is to run
     url: str = ""
     ops_url: str = ""
@@ -203,6 +206,37 @@ class Machine:
         self.kills.append((began, time.time()))
         self._running.wait(KILL_SECONDS_MAX)
         self._forget()
+
+    @contextlib.asynccontextmanager
+    async def frozen(self, pids: list[int]) -> AsyncIterator[None]:
+        """Have some of its processes stand still meanwhile."""
+        began = time.time()
+        for pid in pids:
+            os.kill(pid, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            for pid in pids:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGCONT)
+            if not all(map(_runs, pids)):  # their supervisor has seen that they are stuck
+                self.kills.append((began, time.time()))
+
+    @contextlib.asynccontextmanager
+    async def without_memory(self, pids: list[int]) -> AsyncIterator[None]:
+        """Refuse some of its processes all memory that they don't have, meanwhile."""
+        began = time.time()
+        for pid in pids:
+            has = psutil.Process(pid).memory_info().vms
+            resource.prlimit(pid, resource.RLIMIT_AS, (has, resource.RLIM_INFINITY))
+        try:
+            yield
+        finally:
+            for pid in pids:
+                with contextlib.suppress(ProcessLookupError):
+                    resource.prlimit(pid, resource.RLIMIT_AS, (resource.RLIM_INFINITY,) * 2)
+            if not all(map(_runs, pids)):
+                self.kills.append((began, time.time()))
 
     def kill_supervisor(self) -> list[psutil.Process]:
         """Kill the supervisor alone; return its workers, which drain."""

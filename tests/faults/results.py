@@ -90,7 +90,7 @@ def percentile(values: Iterable[float], part: float) -> float:
     return ordered[min(len(ordered) - 1, int(len(ordered) * part))]
 
 
-def table(results: Sequence[Result], *, order: Sequence[str], left_out: dict[str, str]) -> str:
+def table(results: Sequence[Result], *, order: Sequence[str]) -> str:
     """Return the table of all results, a line for each fault."""
     by_fault: defaultdict[str, list[Result]] = defaultdict(list)
     for result in results:
@@ -104,7 +104,6 @@ def table(results: Sequence[Result], *, order: Sequence[str], left_out: dict[str
         "  ".join(f"{cell!s:{'<' if at == 0 else '>'}{widths[at]}}" for at, cell in enumerate(line))
         for line in lines
     ]
-    text += [f"{name}: left out: {why}" for name, why in left_out.items()]
     return "\n".join(text)
 
 

@@ -13,8 +13,8 @@ from tests.faults.machine import Machine
 from tests.faults.results import percentile
 from tests.faults.trial import Trial
 
-STREAMS: Final = 12  # that are open when a machine is told to stop
-STREAM_MODEL: Final = "sim-slow-60x100"  # 6 s: they end within the drain
+STREAMS: Final = 200  # that are open when a machine is told to stop
+STREAM_MODEL: Final = "sim-slow-12x500"  # 6 s: they end within the drain
 STREAM_SECONDS_MAX: Final = 30.0
 BEGIN_SECONDS_MAX: Final = 10.0
 MARGIN_SECONDS: Final = 5.0  # for processes to end, on a busy machine

@@ -3,11 +3,22 @@
 import asyncio
 import signal
 import time
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Final
 
 from gateway.metering.journal_lines import OPEN, make_line
+from tests.faults.clocks import (
+    clock_jump,
+    database_clock_jump,
+    freeze_machine,
+    freeze_worker,
+    month_edge,
+    no_memory,
+    syncs_fail,
+)
+from tests.faults.faulty_libc import no_compiler
 from tests.faults.kill_loop import kill_loop
 from tests.faults.machine import gone
 from tests.faults.revocations import FEW, PROMISED, revocations
@@ -16,7 +27,6 @@ from tests.faults.skew import no_history, version_skew
 from tests.faults.trial import Fault, Trial
 from tests.faults.world import Settings, World
 
-FAKETIME: Final = Path("/usr/lib/x86_64-linux-gnu/faketime")
 MARGIN_SECONDS: Final = 0.5  # for clients' own clocks and loops, on a busy machine
 VENDOR_MODELS: Final = (
     "faults", "sim-hang", "sim-reset", "sim-close", "sim-cut", "sim-early", "sim-error",
@@ -24,8 +34,8 @@ VENDOR_MODELS: Final = (
     "sim-slow-8x10",
 )  # fmt: skip
 
-
 ENDLESS_MODELS: Final = ("sim-noend", "sim-nohead", "sim-noend", "sim-big-200")
+FAULTY: Final = Settings(faulty_libc=True)
 
 # ------------------------------------------------------------------------------------------- kills
 
@@ -270,6 +280,11 @@ def _small_disk(world: World) -> str:
     return "" if has else "it takes the right to mount a small disk"
 
 
+def _no_compiler(world: World) -> str:
+    del world
+    return no_compiler()
+
+
 # -------------------------------------------------------------------------------- vendor, client
 
 
@@ -364,6 +379,34 @@ FAULTS: Final = MappingProxyType(
                 leave_share=0.8, models=("sim-slow-8x10", "sim-slow-20x15"), quick=True,
             ),
             Fault(
+                name="clock-jump", what="a machine's clock set by an hour", make=clock_jump,
+                quick=True, settings=FAULTY, needs=_no_compiler,
+            ),
+            Fault(
+                name="clock-database", what="the database's clock set by an hour",
+                make=database_clock_jump, settings=FAULTY, spoils=True, needs=_no_compiler,
+            ),
+            Fault(
+                name="month-edge", what="the month ends", make=month_edge,
+                settings=replace(FAULTY, month_ends_soon=True), spoils=True, needs=_no_compiler,
+            ),
+            Fault(
+                name="sync-fails", what="the journal's disk fails to sync", make=syncs_fail,
+                quick=True, settings=FAULTY, burns_blocks=True, needs=_no_compiler,
+            ),
+            Fault(
+                name="freeze-machine", what="a machine stands still beyond its lease",
+                make=freeze_machine,
+                settings=Settings(first_byte_seconds=15.0, idle_seconds=15.0),
+            ),
+            Fault(
+                name="freeze-worker", what="a worker stands still", make=freeze_worker, quick=True
+            ),
+            Fault(
+                name="no-memory", what="no memory for workers", make=no_memory, quick=True,
+                vendor_fails=True,
+            ),
+            Fault(
                 name="revocations", what="60 tokens with streams revoked, then one machine cut off",
                 make=revocations(60, bounds=FEW), callers=4, revocation_seconds_max=2.0,
             ),
@@ -383,7 +426,3 @@ FAULTS: Final = MappingProxyType(
         )
     }
 )  # fmt: skip
-
-LEFT_OUT: Final[dict[str, str]] = (
-    {} if FAKETIME.exists() else {"clock-jump": "libfaketime is not installed"}
-)

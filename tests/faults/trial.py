@@ -7,7 +7,8 @@ import secrets
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final
+from datetime import date
+from typing import Final
 
 import asyncpg
 
@@ -38,7 +39,7 @@ LOOK_AT_WORKERS: Final = """
 """
 READ_ROWS: Final = """
     SELECT id::text, session_id, token_id::text, corrects::text, status, reason, counted,
-        http_status, vendor_request_id, input_tokens, output_tokens
+        http_status, vendor_request_id, input_tokens, output_tokens, month
     FROM usage_events WHERE token_id = ANY ($1::uuid[])
 """
 READ_SUMS: Final = """
@@ -46,9 +47,9 @@ READ_SUMS: Final = """
     FROM usage_hourly WHERE token_id = ANY ($1::uuid[])
 """
 READ_BLOCKS: Final = """
-    SELECT coalesce(sum(used), 0)::bigint AS used,
-        coalesce(bool_and(settled_at IS NOT NULL), true) AS settled
-    FROM blocks WHERE subject_id = $1
+    SELECT month, coalesce(sum(used), 0)::bigint AS used,
+        bool_and(settled_at IS NOT NULL) AS settled
+    FROM blocks WHERE subject_id = $1 AND month IS NOT NULL GROUP BY month
 """
 
 
@@ -63,8 +64,9 @@ class Fault:
     models: Sequence[str] = CALM_MODELS
     leave_share: float = LEAVE_SHARE
     callers: int = CALLERS
-    vendor_fails: bool = False
+    vendor_fails: bool = False  # or the gateway itself, and says so
     revocation_seconds_max: float = 1.0  # of live workers
+    burns_blocks: bool = False  # nobody can say what was used of a block
     recovery_seconds_max: float = 10.0  # from the fault's end until every machine takes calls
     settings: Settings = USUAL
     spoils: bool = False  # its world: the next run needs another
@@ -191,7 +193,7 @@ class Trial:
         if watched.committed_at is not None:
             return
         receipt = await self.world.revoke(watched.token)
-        watched.note(receipt)
+        watched.note(receipt, database_ahead=self.world.database_ahead)
         if not watched.is_cut_off:
             await asyncio.wait([watched.task], timeout=END_SECONDS_MAX)
 
@@ -221,7 +223,7 @@ class Trial:
     async def _settled(self) -> float:
         """Wait until every row is in the ledger and every journal finished; return how long."""
         began = time.monotonic()
-        since = time.time() + SETTLED_AFTER_SECONDS
+        since = time.time() + self.world.database_ahead + SETTLED_AFTER_SECONDS
         try:
             async with asyncio.timeout(2 * SETTLE_SECONDS_MAX), self.world.owner() as owner:
                 while True:
@@ -285,25 +287,33 @@ class Trial:
         off = abs(sums["calls"] - len(final)) + abs(sums["counted"] - counted)
         self.verdict.blame("missummed", off, f"{dict(sums)} for {len(final)} rows")
         mine = [row for row in final if row["token_id"] == self.limited.id]
-        sessions = {one.session_id for one in self.load.sent if one.token is self.limited}
-        checker.check_limit(
-            self.verdict,
-            self.limited,
-            counted=sum(row["counted"] for row in mine),
-            tallied=sum(len(tallied.get(session, ())) for session in sessions),
-            used=used,
-        )
+        for month in sorted(used):
+            counted = [row for row in mine if row["month"] == month and row["counted"]]
+            sessions = {row["session_id"] for row in counted}
+            checker.check_limit(
+                self.verdict,
+                self.limited,
+                counted=len(counted),
+                tallied=sum(len(tallied.get(session, ())) for session in sessions),
+                used=used[month],
+                is_over=month != max(used),
+                burned=self.fault.burns_blocks,
+            )
+        outside = sum(row["counted"] for row in mine if row["month"] not in used)
+        self.verdict.blame("unsettled", outside, "counted in a month of which no block is")
 
-    async def _used(self, owner: asyncpg.Connection, token: Token) -> int:
-        """Return the units of a token's blocks, once all of them are settled."""
+    async def _used(self, owner: asyncpg.Connection, token: Token) -> dict[date, int]:
+        """Return the units of a token's blocks by month, once all of them are settled."""
         deadline = time.monotonic() + SETTLE_SECONDS_MAX
         while True:
-            blocks: Any = await owner.fetchrow(READ_BLOCKS, token.id)
-            if blocks["settled"] or time.monotonic() > deadline:
+            months = await owner.fetch(READ_BLOCKS, token.id)
+            settled = all(month["settled"] for month in months)
+            if settled or time.monotonic() > deadline:
                 break
             await asyncio.sleep(SETTLE_LOOK_SECONDS)
-        self.verdict.blame("unrecovered", not blocks["settled"], "blocks are not settled")
-        return int(blocks["used"])
+        self.verdict.blame("unrecovered", not settled, "blocks are not settled")
+        self.verdict.blame("unusable", 0 if months else token.limit or 0, "no block was granted")
+        return {month["month"]: int(month["used"]) for month in months}
 
     def _check_revocations(self) -> None:
         bound = self.fault.revocation_seconds_max

@@ -12,7 +12,7 @@ import tempfile
 import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlsplit
@@ -29,6 +29,7 @@ from gateway.auth.token import generate
 from gateway.ids import IdMaker
 from gateway.vendors.seal import keygen
 from tests.faults.chaos_proxy import ChaosProxy
+from tests.faults.faulty_libc import FaultyLibc, with_faulty_postgres
 from tests.faults.machine import Machine
 from tests.faults.results import digest_of_code
 from tests.faults.standby import Standby
@@ -40,6 +41,7 @@ BASE_PATHS: Final = {"openai": "/v1", "anthropic": "", "gemini": ""}
 WORKERS: Final = 2
 POSTGRES_GONE_SECONDS_MAX: Final = 30.0
 LOOK_SECONDS: Final = 0.01
+MONTH_ENDS_SECONDS: Final = 120.0  # where the month ends soon: after so long
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +56,8 @@ class Settings:
     drain_seconds: float = 20.0
     standby: bool = False
     standby_is_synchronous: bool = True
+    faulty_libc: bool = False  # clocks can be set, and disks can fail to sync
+    month_ends_soon: bool = False  # by the database's clock
 
     def environment(self) -> dict[str, str]:
         """Return what machines have in their environment for it."""
@@ -88,6 +92,7 @@ class World:
         self.code = digest_of_code()
         self.standby: Standby | None = None
         self._primary_url = self._owner_url = owner_url
+        self.database_libc: FaultyLibc | None = None
         self._postgres = postgres
         self._ids = IdMaker(time.time)
         self._tally_file = folder / "tally.jsonl"
@@ -102,13 +107,17 @@ class World:
         folder = Path(tempfile.mkdtemp(prefix="kaixu-faults-"))
         async with contextlib.AsyncExitStack() as stack:
             stack.callback(shutil.rmtree, folder, ignore_errors=True)
+            binaries, libc = wheel_binaries(), None
+            if settings.faulty_libc:
+                libc, binaries = _faulty(binaries, folder=folder)
+                if settings.month_ends_soon:
+                    libc.ahead_seconds = seconds_to_next_month() - MONTH_ENDS_SECONDS
             # Processes end here, machines don't: what the kernel was handed outlives them.
-            postgres = EmbeddedPostgres(
-                folder, binaries=wheel_binaries(), settings={"fsync": "off"}
-            )
+            postgres = EmbeddedPostgres(folder, binaries=binaries, settings={"fsync": "off"})
             stack.callback(postgres.stop)
             owner_url = await asyncio.to_thread(postgres.start)
             world = cls(folder, settings=settings, owner_url=owner_url, postgres=postgres)
+            world.database_libc = libc
             stack.callback(world.start_postgres_again)  # or it could not be stopped
             simulator = Simulator(world._tally_file)
             stack.callback(simulator.stop)
@@ -167,10 +176,13 @@ class World:
         ]
         folder = self.folder / name
         folder.mkdir()
+        libc = FaultyLibc(folder / "libc") if self.settings.faulty_libc else None
         machine = Machine(
             name=name,
             folder=folder,
+            libc=libc,
             environment={
+                **({} if libc is None else libc.environment()),
                 **self.settings.environment(),
                 "KAIXU_MACHINE": name,
                 "KAIXU_WORKERS": str(WORKERS),
@@ -189,6 +201,11 @@ class World:
         return machine
 
     # ----------------------------------------------------------------------------- database
+
+    @property
+    def database_ahead(self) -> float:
+        """By how many seconds the database's clock is ahead of ours."""
+        return 0.0 if self.database_libc is None else self.database_libc.ahead_seconds
 
     @contextlib.asynccontextmanager
     async def owner(self) -> AsyncIterator[asyncpg.Connection]:
@@ -295,3 +312,18 @@ class World:
     def killed(self) -> int:
         """How many gateway processes were killed."""
         return sum(machine.killed for machine in self.machines)
+
+
+def seconds_to_next_month() -> float:
+    """Return how long this month goes on, in UTC."""
+    now = datetime.now(UTC)
+    next_month = datetime(now.year + now.month // 12, now.month % 12 + 1, 1, tzinfo=UTC)
+    return (next_month - now).total_seconds()
+
+
+def _faulty(binaries: Path, *, folder: Path) -> tuple[FaultyLibc, Path]:
+    """Return the C library of a server, and the binaries that start it with that one."""
+    EmbeddedPostgres(folder, binaries=binaries)._prepare_folder()  # its user gets there
+    shared = folder / "database"
+    libc = FaultyLibc(shared)
+    return libc, with_faulty_postgres(binaries, libc=libc, folder=shared)

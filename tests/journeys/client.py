@@ -65,13 +65,14 @@ def call(
     words: int | None = None,
     session_id: str | None = None,
     prefix: str = "",
+    question: str = QUESTION,
 ) -> Call:
     """Return a request; `prefix` is `/vendor` where one is named."""
     more = {} if session_id is None else {"x-session-id": session_id}
     chat: dict[str, Any] = {
         "model": model,
         "stream": stream,
-        "messages": [{"role": "user", "content": QUESTION}],
+        "messages": [{"role": "user", "content": question}],
     }
     match format_name:
         case "openai":
@@ -86,7 +87,7 @@ def call(
             verb = "streamGenerateContent?alt=sse" if stream else "generateContent"
             path, credential = f"/v1beta/models/{model}:{verb}", {"x-goog-api-key": token}
             length = {} if words is None else {"generationConfig": {"maxOutputTokens": words}}
-            body = {"contents": [{"role": "user", "parts": [{"text": QUESTION}]}], **length}
+            body = {"contents": [{"role": "user", "parts": [{"text": question}]}], **length}
         case _:
             raise AssertionError(format_name)
     return Call(format=format_name, path=prefix + path, headers={**credential, **more}, body=body)
