@@ -56,7 +56,10 @@ http {{
 _HAPROXY: Final = """
 global
     maxconn 2048
+    # Of threads that write to the log at once, one drops its line: it does not wait for the other.
+    nbthread 1
     log stdout format raw local0
+    stats socket {folder}/haproxy.sock
 defaults
     mode http
     timeout connect 5s
@@ -171,10 +174,22 @@ async def front(
         await _listening(port, process, folder)
         yield Front(name=name, port=port, log=log, process=process)
         assert process.returncode is None, f"{name} ended by itself"
+        if name == "haproxy":
+            dropped = await _dropped_lines(folder)
+            assert dropped == 0, f"{name} dropped {dropped} lines of its log"
     finally:
         if process.returncode is None:
             process.terminate()
         await process.wait()
+
+
+async def _dropped_lines(folder: Path) -> int:
+    """Return how many lines HAProxy could not write."""
+    reader, writer = await asyncio.open_unix_connection(folder / "haproxy.sock")
+    writer.write(b"show info\n")
+    told = dict(line.split(b": ", 1) for line in (await reader.read()).split(b"\n") if line)
+    writer.close()
+    return int(told[b"DroppedLogs"])
 
 
 async def _listening(port: int, process: asyncio.subprocess.Process, folder: Path) -> None:

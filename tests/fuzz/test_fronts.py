@@ -1,7 +1,7 @@
 import asyncio
 import socket
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
@@ -62,6 +62,43 @@ async def test_what_haproxy_gave_up_as_it_dialled_was_not_passed_on(tmp_path: Pa
     assert b" gateway PH -1 400 " in line  # "PH": the request was with the gateway, it says
     assert proxy.log.passed_on == set()
     assert differences(lines=proxy.log.lines, passed_on=proxy.log.passed_on, taken=Taken()) == []
+
+
+@asynccontextmanager
+async def answering() -> AsyncIterator[int]:
+    """Answer every request that has no body by 200."""
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with suppress(OSError, asyncio.IncompleteReadError):
+            while await reader.readuntil(b"\r\n\r\n"):
+                writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+        writer.close()
+
+    async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
+        yield server.sockets[0].getsockname()[1]
+
+
+async def test_haproxy_tells_of_every_request_however_many_come_at_once(tmp_path: Path) -> None:
+    if installed("haproxy") is None:
+        assert not required("haproxy")
+        pytest.skip("haproxy is not installed")
+    connections, batches, batch = 8, 20, 50
+
+    async def ask(port: int) -> None:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        for _ in range(batches):
+            writer.write(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n" * batch)
+            for _ in range(batch):
+                assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 200")
+        writer.close()
+
+    async with (
+        answering() as gateway_port,
+        front("haproxy", gateway_port=gateway_port, folder=tmp_path, buffering=True) as proxy,
+    ):
+        await asyncio.gather(*(ask(proxy.port) for _ in range(connections)))
+    proxy.log.read()
+    assert len(proxy.log.passed_on) == connections * batches * batch
 
 
 def test_a_line_that_is_being_written_is_read_when_it_is_whole(tmp_path: Path) -> None:
