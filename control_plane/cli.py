@@ -24,7 +24,7 @@ from control_plane.apply_file import read_source
 from control_plane.audit_log import COMMAND, record
 from control_plane.audit_verification import heads_text, parse_heads, read_heads, verify
 from control_plane.billing.feed import COLUMNS, Cursor, read_events
-from control_plane.billing.usage import GROUPINGS, report_usage
+from control_plane.billing.usage import GROUPINGS, NAMED, report_usage
 from control_plane.database import DatabasePlace, open_database
 from control_plane.errors import BadArgument, ControlError, Refused
 from control_plane.files import make_private, write_private
@@ -635,7 +635,7 @@ def limit_list(*, place: DatabasePlace, as_json: bool) -> None:
 
 @kaixu.group(invoke_without_command=True)
 @click.option("--month", help="As 2026-11 [default: this one].")
-@click.option("--by", type=click.Choice(GROUPINGS), default="token", show_default=True)
+@click.option("--by", type=click.Choice(tuple(GROUPINGS)), default="token", show_default=True)
 @click.option("--data", type=click.Path(path_type=Path, file_okay=False), help="The data folder.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.pass_context
@@ -648,7 +648,7 @@ def usage(
         return
     first_day = None if month is None else parse_month(month, field="month")
     report = _run(_place(data), lambda connection: report_usage(connection, month=first_day, by=by))
-    label = {"token": ("token_id", "name")}.get(by, (by,))
+    label = (GROUPINGS[by], "name") if by in NAMED else (GROUPINGS[by],)
     sums = ("calls", "counted", "input_tokens", "cache_read_tokens", "cache_write_tokens")
     columns = (*label, *sums, "output_tokens", "reasoning_tokens")
     table = output.table(report["rows"], columns, empty=f"No calls in {report['month']}.")

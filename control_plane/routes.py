@@ -5,6 +5,7 @@ from typing import Final
 
 from control_plane import audit_routes, privacy
 from control_plane.alerts import subscriptions
+from control_plane.billing import usage_routes
 from control_plane.identity import (
     me,
     my_email,
@@ -53,4 +54,5 @@ ROUTES: Final[Sequence[Route]] = (
     *revocation.ROUTES,
     *limit_routes.ROUTES,
     *subscriptions.ROUTES,
+    *usage_routes.ROUTES,
 )

@@ -14,6 +14,7 @@ from typing import Any, Final
 
 import asyncpg
 
+from control_plane.billing.usage import Seen
 from control_plane.errors import BadArgument, CursorGone
 from gateway.sql import load_queries
 
@@ -38,6 +39,7 @@ _QUERIES: Final = load_queries(__package__, "feed.sql")
 _LEDGER_ID = _QUERIES["ledger_id"]
 _FIND = _QUERIES["find"]
 _READ = _QUERIES["read"]
+_READ_OF_ORG = _QUERIES["read_of_org"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,24 +80,48 @@ async def read_events(
 
     Keys are COLUMNS; `vendor_usage` is JSON text. Raises BadArgument, CursorGone.
     """
-    ledger_id = await connection.fetchval(_LEDGER_ID)
-    ordinal = 0
-    if after is not None:
-        cursor = Cursor.parse(after)
-        known = cursor.ledger_id == ledger_id and await connection.fetchval(
-            _FIND, cursor.ordinal, cursor.row_id
-        )
-        if not known:
-            raise CursorGone(
-                "The ledger has no longer the row that this cursor names: the database was "
-                "restored, or another one took over. Read again without --after: events that you "
-                "have are known by their id; one that does not come again was lost here and stays "
-                "valid with you.",
-                field="after",
-            )
-        ordinal = cursor.ordinal
+    ledger_id, ordinal = await _place(connection, after)
     while rows := await connection.fetch(_READ, ordinal, PAGE_ROWS):
         for row in rows:
-            cursor = Cursor(ledger_id=ledger_id, ordinal=row["ordinal"], row_id=row["id"])
-            yield {name: str(cursor) if name == "cursor" else row[name] for name in COLUMNS}
+            yield _event(row, ledger_id)
         ordinal = rows[-1]["ordinal"]
+
+
+async def read_events_of(
+    connection: asyncpg.Connection, seen: Seen, *, after: str | None, limit: int
+) -> list[dict[str, Any]]:
+    """Return the next `limit` events after a cursor (None: the first) of those that are seen.
+
+    As `read_events` gives them. Raises BadArgument, CursorGone.
+    """
+    ledger_id, ordinal = await _place(connection, after)
+    org_id, workspaces, user_id = seen.arguments()
+    rows = await connection.fetch(_READ_OF_ORG, org_id, ordinal, workspaces, user_id, limit)
+    return [_event(row, ledger_id) for row in rows]
+
+
+async def _place(connection: asyncpg.Connection, after: str | None) -> tuple[str, int]:
+    """Return which ledger it is, and the ordinal after which to read on."""
+    ledger_id: str = await connection.fetchval(_LEDGER_ID)
+    if after is None:
+        return ledger_id, 0
+    cursor = Cursor.parse(after)
+    known = cursor.ledger_id == ledger_id and await connection.fetchval(
+        _FIND, cursor.ordinal, cursor.row_id
+    )
+    if not known:
+        raise CursorGone(
+            "The ledger has no longer the row that this cursor names: the database was restored, "
+            "or another one took over. Read again without one: events that you have are known by "
+            "their id; one that does not come again was lost here and stays valid with you.",
+            field="after",
+        )
+    return ledger_id, cursor.ordinal
+
+
+def _event(row: asyncpg.Record, ledger_id: str) -> dict[str, Any]:
+    event: dict[str, Any] = {
+        name: str(value) if isinstance(value, uuid.UUID) else value for name, value in row.items()
+    }
+    event["cursor"] = str(Cursor(ledger_id=ledger_id, ordinal=row["ordinal"], row_id=event["id"]))
+    return {name: event[name] for name in COLUMNS}

@@ -8,16 +8,13 @@ SELECT true FROM usage_events WHERE id = $2 AND ordinal = $1
 
 -- name: read
 -- The next events in the order in which they were committed.
-SELECT
-    id::text, ordinal, call_id::text, attempt, retry_of::text, corrects::text, time, ended_at,
-    to_char(month, 'YYYY-MM') AS month, org_id::text, workspace_id::text, user_id::text,
-    token_id::text, vendor, endpoint, client_format, model_requested, model_served, stream, status,
-    http_status, reason, counted, usage_source, input_tokens, cache_read_tokens,
-    cache_write_tokens, cache_write_5m_tokens, cache_write_1h_tokens, output_tokens,
-    reasoning_tokens, audio_input_tokens, audio_output_tokens, image_input_tokens,
-    seconds::double precision, searches, pages, service_tier, finish_reason, session_id,
-    vendor_request_id, ttfb_ms, duration_ms, bytes_up, bytes_down, flags, vendor_usage
-FROM usage_events
-WHERE ordinal > $1
+SELECT * FROM usage_feed WHERE ordinal > $1 ORDER BY ordinal LIMIT $2
+
+-- name: read_of_org
+-- The next events of an org that are in some workspaces (null: any) or a user's, in that order.
+SELECT * FROM usage_feed
+WHERE org_id = $1
+    AND ordinal > $2
+    AND ($3::uuid[] IS NULL OR workspace_id = ANY ($3) OR user_id = $4)
 ORDER BY ordinal
-LIMIT $2
+LIMIT $5

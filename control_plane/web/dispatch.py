@@ -24,6 +24,12 @@ from control_plane.errors import (
 from control_plane.identity.actor import Actor
 from control_plane.identity.authenticate import find_actor, is_open, only_org
 from control_plane.identity.session_keys import SessionClaims, refusal
+from control_plane.identity.token_reader import (
+    TokenReader,
+    check_org,
+    find_reader,
+    is_gateway_token,
+)
 from control_plane.services import Services
 from control_plane.throttle import take, takings
 from control_plane.web.client_address import client_address
@@ -104,8 +110,16 @@ class Dispatcher:
             forwarded_for=request.headers.getall("x-forwarded-for", ()),
             trusted=services.settings.trusted_proxies,
         )
-        claims = None if route.access is Access.PUBLIC else self._claims(request)
-        await self._take(route, address=address, claims=claims)
+        claims, reader = None, None
+        if route.access is not Access.PUBLIC:
+            bearer = _bearer_token(request)
+            if route.token_scope is not None and is_gateway_token(bearer):
+                reader = await self._reader(route, bearer, address=address)
+            else:
+                claims = self._services.session_keys.verify(bearer)
+                await self._take(route, address=address, claims=claims)
+        else:
+            await self._take(route, address=address, claims=None)
         path = _path(route, request)
         query = _query(request)
         org_text = query.pop("org", None) if route.takes_org_by_query else None
@@ -116,7 +130,10 @@ class Dispatcher:
         said = raw or (_NOTHING_SAID if route.body_is_optional else b"")
         body = None if route.body is None else read_body(said, route.body)
         actor, org_id = None, None
-        if claims is not None:
+        if reader is not None:
+            org_id = reader.org_id
+            check_org(reader, org_text)
+        elif claims is not None:
             actor, org_id = await self._actor(route, claims, path, org_text)
             _check_access(route, actor, path)
         call = ApiRequest(
@@ -131,6 +148,7 @@ class Dispatcher:
             user_agent=_user_agent(request),
             request_id=request_id,
             if_match=request.headers.get("if-match"),
+            reader=reader,
         )
         key = request.headers.get("idempotency-key")
         if key is None or actor is None or route.method != "POST":
@@ -157,12 +175,22 @@ class Dispatcher:
             body=answer, status=status, content_type=route.content_type, headers=headers
         )
 
-    def _claims(self, request: web.Request) -> SessionClaims:
-        """Return what the bearer token says. Raises Unauthenticated."""
-        headers = request.headers.getall("authorization", ())
-        if len(headers) != 1 or not headers[0].lower().startswith(_BEARER):
+    async def _reader(self, route: Route, token: str, *, address: str) -> TokenReader:
+        """Return the gateway token that asks, and count the request. Raises ControlError."""
+        assert route.token_scope is not None
+        async with self._services.database.connection() as connection:
+            reader = await find_reader(connection, token, address=address)
+            counted_for = None if reader is None else str(reader.token_id)
+            await take(
+                connection, takings(route.rate_class, address=address, account_id=counted_for)
+            )
+        if reader is None:
             raise refusal()
-        return self._services.session_keys.verify(headers[0][len(_BEARER) :].strip(" "))
+        if route.token_scope not in reader.scopes:
+            raise Forbidden(
+                f"This token may not read this: it takes the scope {route.token_scope}."
+            )
+        return reader
 
     async def _take(self, route: Route, *, address: str, claims: SessionClaims | None) -> None:
         """Count a request: who shows the token of a session that is over uses up nobody's share."""
@@ -194,6 +222,14 @@ class Dispatcher:
                 else:
                     org_id = read_uuid(org_text[0], field="org")
             return await find_actor(connection, claims, org_id=org_id), org_id
+
+
+def _bearer_token(request: web.Request) -> str:
+    """Return the bearer token. Raises Unauthenticated."""
+    headers = request.headers.getall("authorization", ())
+    if len(headers) != 1 or not headers[0].lower().startswith(_BEARER):
+        raise refusal()
+    return headers[0][len(_BEARER) :].strip(" ")
 
 
 def _check_access(route: Route, actor: Actor, path: dict[str, str]) -> None:

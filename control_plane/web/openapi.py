@@ -36,7 +36,13 @@ def openapi_document(routes: Sequence[Route], *, version: str) -> dict[str, Any]
         "components": {
             "schemas": components,
             "securitySchemes": {
-                "session": {"type": "http", "scheme": "bearer", "bearerFormat": "JWT"}
+                "session": {"type": "http", "scheme": "bearer", "bearerFormat": "JWT"},
+                "gateway_token": {
+                    "type": "http",
+                    "scheme": "bearer",
+                    "bearerFormat": "kxg_",
+                    "description": "A gateway token that has the scope which is named.",
+                },
             },
         },
     }
@@ -78,6 +84,8 @@ def _operation(
         }
     if route.access is not Access.PUBLIC:
         operation["security"] = [{"session": []}]
+        if route.token_scope is not None:
+            operation["security"].append({"gateway_token": [route.token_scope]})
     if isinstance(route.access, Needs):
         operation["x-permission"] = str(route.access.permission)
     operation["x-rate-class"] = str(route.rate_class)

@@ -16,6 +16,7 @@ from control_plane.errors import Forbidden, PreconditionFailed
 from control_plane.identity.actor import Actor, Membership
 from control_plane.identity.authenticate import find_actor
 from control_plane.identity.session_keys import SessionClaims
+from control_plane.identity.token_reader import TokenReader
 from control_plane.tenancy.rbac import Permission
 from control_plane.web.etag import etag_of, matches
 from control_plane.web.route import Route
@@ -36,6 +37,7 @@ class ApiRequest:
 
     `path` has the path's names as they came (UUIDs in their usual form), `query` and `body` are of
     the route's types. `org_id` is the org that it is about, None: none. `address` is the client's.
+    `reader` is the gateway token that asks, on a route that takes them; there is no `actor` then.
     """
 
     services: "Services"
@@ -49,6 +51,7 @@ class ApiRequest:
     user_agent: str
     request_id: str
     if_match: str | None = None
+    reader: TokenReader | None = None
     authorized: bool = field(default=False)  # whether `authorize` or `may` was asked
     stood_at: float = field(default_factory=time.monotonic)  # when it was looked up who asks
     may_have_changed: bool = field(default=False)  # whether a transaction came to its commit

@@ -67,7 +67,8 @@ class Route:
     is the struct of a successful answer (None: no body), `status` its status. `errors` are statuses
     that the function itself may answer with, beyond those that every route has. `tells_once`:
     fields of the answer that nobody is told again. `needs_fresh`: the account has to have proven
-    itself within minutes.
+    itself within minutes. `token_scope`: gateway tokens of the org that have this scope may ask
+    too, for all of the org.
     """
 
     method: str
@@ -85,6 +86,7 @@ class Route:
     text_names: frozenset[str] = frozenset()
     tells_once: frozenset[str] = frozenset()
     needs_fresh: bool = False
+    token_scope: str | None = None
     content_type: str = "application/json"  # of the answer
 
     def __post_init__(self) -> None:
@@ -99,6 +101,8 @@ class Route:
             raise TypeError(f"{self}: how often is not said")
         if self.is_about_workspace and "workspace" not in self.names:
             raise ValueError(f"{self}: no workspace in the path")
+        if self.token_scope is not None and (self.method != "GET" or "org" in self.names):
+            raise ValueError(f"{self}: tokens read, in the org that they are of")
         if self.method == "GET" and self.body is not None:
             raise ValueError(f"{self}: GET has no body")
 

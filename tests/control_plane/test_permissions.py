@@ -17,6 +17,7 @@ from tests.control_plane.conftest import Answer, Node, People
 from tests.control_plane.examples import Example, asked_by, example_of
 from tests.control_plane.world import (
     EVERYBODY,
+    GATEWAY_TOKEN,
     IN_ORG,
     IN_WORKSPACE,
     NOBODY,
@@ -38,7 +39,8 @@ def expected(route: Route, who: str, *, has_owner: bool) -> frozenset[int]:
     if route.access is Access.PUBLIC:
         return frozenset(range(200, 500))  # the same for everybody: that is compared
     if who in NOBODY:
-        return frozenset({401})
+        is_known = who == GATEWAY_TOKEN and route.token_scope is not None  # and lacks that scope
+        return frozenset({403 if is_known else 401})
     if route.access is Access.SIGNED_IN:
         return ALLOWED
     if route.access is Access.OPERATOR:

@@ -74,7 +74,7 @@ async def test_a_cursor_whose_exact_row_is_gone_is_refused(
         Cursor(ledger_id=cursor.ledger_id, ordinal=1, row_id=cursor.row_id),
         Cursor(ledger_id=cursor.ledger_id, ordinal=cursor.ordinal, row_id=str(uuid.uuid4())),
     ):
-        with pytest.raises(CursorGone, match="without --after"):
+        with pytest.raises(CursorGone, match="without one"):
             await read(owner, str(other))
 
 
