@@ -137,6 +137,42 @@ async def test_a_request_that_ends_rights_answers_when_the_streams_are_cut(
         await owner.close()
 
 
+async def test_a_limit_that_is_lowered_holds_when_it_is_answered_and_cuts_no_stream(
+    product: Product,
+) -> None:
+    workers = {worker["id"] for worker in product.wait_until_ready()["workers"]}
+    owner = await asyncpg.connect(product.facts["database_url"])
+    try:
+        team = await make_team(owner)
+        request = call("openai", token=team.token, model="sim-1-1", stream=False)
+        token_id = await owner.fetchval(
+            "SELECT id FROM tokens WHERE digest = $1", digest(team.token)
+        )
+        path = f"/api/v1/tokens/{token_id}?org={team.org}"
+        async with control_plane(product, owner) as node, asyncio.TaskGroup() as group:
+            raised = await node.call("PATCH", path, by=team.boss, json={"limit": 1_000})
+            assert raised.status == 200, raised.content
+            streams = await open_streams(product, team.token, group)
+            assert (await send(product.url, request)).status == 200
+            answer = await node.call("PATCH", path, by=team.boss, json={"limit": STREAMS + 1})
+            assert answer.status == 200, answer.content
+            receipt = answer.json["receipt"]
+            assert receipt["complete"] is True, receipt
+            assert {one["worker_id"] for one in receipt["workers"]} == workers
+            assert receipt["streams_cut"] == 0
+            assert receipt["took_ms"] < RECEIPT_MILLISECONDS_MAX
+            refused = await asyncio.gather(*(send(product.url, request) for _ in range(8)))
+            for one in refused:
+                check_refusal("openai", one, status=429, reason="monthly_limit")
+            assert not any(stream.done() for stream in streams)
+            ended = await node.call(
+                "POST", f"/api/v1/tokens/{token_id}/revoke?org={team.org}", by=team.boss
+            )
+            assert ended.json["streams_cut"] == STREAMS
+    finally:
+        await owner.close()
+
+
 async def test_a_member_who_is_enabled_again_calls_again(product: Product) -> None:
     owner = await asyncpg.connect(product.facts["database_url"])
     try:
