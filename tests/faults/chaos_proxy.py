@@ -23,12 +23,17 @@ class Mode(Enum):
 
 
 class _Pair:
-    """One connection through the proxy. `dead`: whatever comes is swallowed, for ever."""
+    """One connection through the proxy.
+
+    `dead`: whatever comes is swallowed, for ever, and the end of one side not told to the other
+    before the way is `open_again`.
+    """
 
     def __init__(self, client: asyncio.StreamWriter) -> None:
         self.client = client
         self.server: asyncio.StreamWriter | None = None
         self.dead = False
+        self.open_again = asyncio.Event()
 
     def reset(self) -> None:
         for writer in (self.client, self.server):
@@ -61,9 +66,11 @@ class ChaosProxy:
     # what it can be told to do
 
     def heal(self) -> None:
-        """Pass everything on, as if nothing had been; what fell silent stays silent."""
+        """Pass everything on, as if nothing had been; what fell silent stays silent to its end."""
         self._mode = Mode.PASS
         self._moving.set()
+        for pair in self._pairs:
+            pair.open_again.set()
 
     def slow(self, *, delay_seconds: float, stall_share: float, stall_seconds: float) -> None:
         """Delay each piece; of so many of them longer."""
@@ -127,5 +134,5 @@ class ChaosProxy:
                 writer.write(piece)
                 await writer.drain()
         if pair.dead:
-            await asyncio.Event().wait()  # not even an end is told
+            await pair.open_again.wait()  # until then not even an end is told
         raise Ended

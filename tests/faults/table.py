@@ -220,6 +220,7 @@ async def feed_silent(trial: Trial) -> None:
     stream = await trial.watch(machine)
     machine.feed.silence()
     await trial.revoke(stream)
+    machine.feed.heal()
 
 
 async def partition(trial: Trial) -> None:
