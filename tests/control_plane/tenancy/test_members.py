@@ -6,7 +6,8 @@ from typing import Any
 import asyncpg
 import pytest
 
-from tests.control_plane.conftest import Node, People, Person
+from control_plane.server_settings import ServerSettings
+from tests.control_plane.conftest import Node, People, Person, started
 from tests.control_plane.world import make_world
 
 
@@ -63,6 +64,21 @@ async def test_a_role_changes_and_the_log_says_who_changed_it(
     assert row is not None
     assert (row["action"], row["actor_id"]) == ("member.change", team.admin.account_id)
     assert (row["before"], row["after"]) == ('{"role": "viewer"}', '{"role": "editor"}')
+
+
+async def test_a_role_that_is_lowered_holds_for_open_sessions_on_every_node_at_once(
+    node: Node, people: People, team: Team, server_settings: ServerSettings
+) -> None:
+    path = await member_path(people, team, team.viewer)
+    invite = f"/api/v1/orgs/{team.org}/invitations"
+    body = {"email": "someone@example.com", "role": "viewer"}
+    async with started(server_settings) as other_node:
+        for role, status in (("admin", 201), ("viewer", 403)):
+            answer = await node.call("PATCH", path, by=team.owner, json={"role": role})
+            assert answer.status == 200, answer.content
+            for asked in (other_node, node):
+                answer = await asked.call("POST", invite, by=team.viewer, json=body)
+                assert answer.status == status, (role, answer.content)
 
 
 async def test_a_change_of_what_was_changed_meanwhile_is_refused(
