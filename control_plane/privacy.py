@@ -70,13 +70,12 @@ async def erase_me(request: ApiRequest) -> ErasedAccount:
         xact = await connection.fetchval(_QUERIES["changing_transaction"])
     receipt = None
     if xact is not None:
-        async with services.database.connection() as connection:
-            receipt = await wait_for_receipt(
-                connection,
-                await change_of(connection, xact),
-                is_embedded=services.settings.database_is_embedded,
-                began=began,
-            )
+        receipt = await wait_for_receipt(
+            services.database,
+            await change_of(services.database, xact),
+            is_embedded=services.settings.database_is_embedded,
+            began=began,
+        )
     return ErasedAccount(erased=True, receipt=receipt)
 
 

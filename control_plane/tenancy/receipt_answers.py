@@ -32,8 +32,7 @@ async def receipt_of(
     `xact` is its `pg_current_xact_id()` as text, `began` when it was asked for, by
     `time.monotonic`.
     """
-    async with request.services.database.connection() as connection:
-        change = await change_of(connection, xact)
+    change = await change_of(request.services.database, xact)
     return await _receipt(request, subject_id, change, began=began)
 
 
@@ -70,11 +69,10 @@ def receipt_of_nothing(
 async def _receipt(
     request: ApiRequest, subject_id: uuid.UUID, change: Change, *, began: float
 ) -> ChangeReceipt:
-    async with request.services.database.connection() as connection:
-        told = await wait_for_receipt(
-            connection,
-            change,
-            is_embedded=request.services.settings.database_is_embedded,
-            began=began,
-        )
+    told = await wait_for_receipt(
+        request.services.database,
+        change,
+        is_embedded=request.services.settings.database_is_embedded,
+        began=began,
+    )
     return msgspec.convert({"id": str(subject_id), **told}, ChangeReceipt)

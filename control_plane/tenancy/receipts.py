@@ -6,6 +6,7 @@ others it says when they admit no more and when their streams end.
 """
 
 import asyncio
+import contextlib
 import time
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -26,6 +27,11 @@ _QUERIES: Final = load_queries(__package__, "receipts.sql")
 _LAST_CHANGE = _QUERIES["last_change"]
 _WORKERS = _QUERIES["workers"]
 _STARTED_WITHIN_A_LEASE = _QUERIES["started_within_a_lease"]
+
+
+# A connection of the caller's own; or the pool, of which one is taken for each look: requests that
+# wait for a worker keep no connection from others.
+Database = asyncpg.Connection | ControlDatabase
 
 
 class ReceiptWorker(msgspec.Struct, frozen=True, kw_only=True):
@@ -65,18 +71,19 @@ class Change:
     committed_at: datetime
 
 
-async def change_of(connection: asyncpg.Connection, xact: str) -> Change:
+async def change_of(database: Database, xact: str) -> Change:
     """Return the last change that a committed transaction logged.
 
     `xact` is its `pg_current_xact_id()` as text. It has to have logged one.
     """
-    row = await connection.fetchrow(_LAST_CHANGE, xact)
+    async with _looking(database) as connection:
+        row = await connection.fetchrow(_LAST_CHANGE, xact)
     assert row is not None, "this transaction changed nothing that a worker would hear of"
     return Change(ordinal=row["ordinal"], committed_at=row["at"])
 
 
 async def wait_for_receipt(
-    connection: asyncpg.Connection,
+    database: Database,
     change: Change,
     *,
     is_embedded: bool,
@@ -89,11 +96,12 @@ async def wait_for_receipt(
     `began`: when the change was asked for, by `time.monotonic`.
     """
     workers = await _wait_for_workers(
-        connection, change.ordinal, change.committed_at, deadline=began + wait_seconds
+        database, change.ordinal, change.committed_at, deadline=began + wait_seconds
     )
     complete = all(worker["state"] == "confirmed" for worker in workers)
     if complete and not is_embedded:
-        complete = not await connection.fetchval(_STARTED_WITHIN_A_LEASE, LEASE_DEFAULT)
+        async with _looking(database) as connection:
+            complete = not await connection.fetchval(_STARTED_WITHIN_A_LEASE, LEASE_DEFAULT)
     return {
         "ordinal": change.ordinal,
         "committed_at": change.committed_at,
@@ -110,14 +118,20 @@ async def receipt_of(
     """Return the receipt of a transaction that has committed; None: no worker heard of it."""
     if xact is None:
         return None
-    async with database.connection() as connection:
-        change = await change_of(connection, xact)
-        receipt = await wait_for_receipt(connection, change, is_embedded=is_embedded, began=began)
+    change = await change_of(database, xact)
+    receipt = await wait_for_receipt(database, change, is_embedded=is_embedded, began=began)
     return msgspec.convert(receipt, Receipt)
 
 
+def _looking(database: Database) -> contextlib.AbstractAsyncContextManager[asyncpg.Connection]:
+    """Return a connection to look with."""
+    if isinstance(database, ControlDatabase):
+        return database.connection()
+    return contextlib.nullcontext(database)
+
+
 async def _wait_for_workers(
-    connection: asyncpg.Connection,
+    database: Database,
     ordinal: int | None,
     committed_at: datetime,
     *,
@@ -129,7 +143,8 @@ async def _wait_for_workers(
     """
     pause = POLL_SECONDS
     while True:
-        rows = await connection.fetch(_WORKERS, ordinal or 0, committed_at)
+        async with _looking(database) as connection:
+            rows = await connection.fetch(_WORKERS, ordinal or 0, committed_at)
         is_late = time.monotonic() + pause > deadline
         workers = [_worker(row, trust_applied=is_late or ordinal is None) for row in rows]
         if is_late or not any(worker["state"] == "pending" for worker in workers):

@@ -173,13 +173,12 @@ async def revoke(request: ApiRequest) -> TokenRevocation:
         token = await find_token(connection, request.membership.org_id, token_id)
         request.authorize(workspace_id=token.workspace, user_id=token.user)
         ended = await end_token(connection, token_id, origin=request.origin)
-    async with request.services.database.connection() as connection:
-        receipt = await revocation_receipt(
-            connection,
-            ended,
-            is_embedded=request.services.settings.database_is_embedded,
-            began=began,
-        )
+    receipt = await revocation_receipt(
+        request.services.database,
+        ended,
+        is_embedded=request.services.settings.database_is_embedded,
+        began=began,
+    )
     return msgspec.convert(receipt, TokenRevocation)
 
 

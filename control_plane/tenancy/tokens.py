@@ -17,6 +17,7 @@ from control_plane.tenancy.limits import LIMIT_MAX, LimitChange, Rate, write_lim
 from control_plane.tenancy.receipts import (
     CONFIRMATION_SECONDS_MAX,
     Change,
+    Database,
     change_of,
     wait_for_receipt,
 )
@@ -334,7 +335,7 @@ async def end_token(
 
 
 async def revocation_receipt(
-    connection: asyncpg.Connection,
+    database: Database,
     ended: EndedToken,
     *,
     is_embedded: bool,
@@ -345,9 +346,9 @@ async def revocation_receipt(
     change = ended.earlier
     if change is None:
         assert ended.xact is not None, "it ended now or earlier"
-        change = await change_of(connection, ended.xact)
+        change = await change_of(database, ended.xact)
     receipt = await wait_for_receipt(
-        connection, change, is_embedded=is_embedded, began=began, wait_seconds=wait_seconds
+        database, change, is_embedded=is_embedded, began=began, wait_seconds=wait_seconds
     )
     if ended.xact is None:  # what was cut, was cut by the revocation before
         receipt["streams_cut"] = 0

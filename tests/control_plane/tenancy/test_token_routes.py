@@ -1,5 +1,7 @@
 """Gateway tokens by API: who may make, see, change and end them."""
 
+import asyncio
+import time
 import uuid
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -7,9 +9,12 @@ from typing import Any
 import asyncpg
 import pytest
 
+from control_plane.tenancy.receipts import CONFIRMATION_SECONDS_MAX
 from control_plane.tenancy.tokens import list_tokens
+from control_plane.web.database import POOL_CONNECTIONS_MAX
 from gateway.auth.token import digest, is_well_formed
 from tests.control_plane.conftest import Answer, Node, People, Person
+from tests.control_plane.tenancy.test_tokens import worker
 
 PATH = "/api/v1/tokens"
 
@@ -325,3 +330,27 @@ async def test_a_revocation_has_a_receipt_and_is_told_again(
     assert [row["action"] for row in actions] == ["token.create", "token.revoke"]
     (listed,) = await list_tokens(owner)
     assert listed["state"] == "revoked"
+
+
+async def test_revocations_that_wait_for_a_worker_keep_nobody_elses_request_waiting(
+    node: Node, admin: Person, owner: asyncpg.Connection
+) -> None:
+    tokens = [(await make(node, admin))["id"] for _ in range(POOL_CONNECTIONS_MAX + 2)]
+    silent = await worker(owner, heartbeat_ago=1)
+    async with asyncio.TaskGroup() as tasks:
+        waiting = [
+            tasks.create_task(node.call("POST", f"{PATH}/{one}/revoke", by=admin)) for one in tokens
+        ]
+        while await owner.fetchval(  # noqa: ASYNC110 - it is in the database
+            "SELECT count(*) FROM tokens WHERE revoked_at IS NULL"
+        ):
+            await asyncio.sleep(0.01)
+        began = time.monotonic()
+        answer = await node.call("GET", "/api/v1/me", by=admin)
+        took = time.monotonic() - began
+        assert not any(one.done() for one in waiting), "this was after the waits"
+    assert answer.status == 200
+    assert took < CONFIRMATION_SECONDS_MAX / 2
+    for one in waiting:
+        (part,) = one.result().json["workers"]
+        assert (part["worker_id"], part["state"]) == (silent, "pending")
