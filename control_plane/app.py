@@ -5,7 +5,7 @@ import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from importlib.metadata import version
-from typing import Final
+from typing import Final, cast
 
 import aiohttp_cors
 import msgspec
@@ -14,9 +14,11 @@ from aiohttp import HttpVersion11, web
 from control_plane.routes import ROUTES
 from control_plane.services import Services
 from control_plane.sweeper import sweeping
+from control_plane.web.connections import Connections
 from control_plane.web.dispatch import BODY_BYTES_MAX, Dispatcher
 from control_plane.web.openapi import openapi_document
 from control_plane.web.problems import plain_problem
+from control_plane.web.readiness import Readiness
 from control_plane.web.route import Route
 from control_plane.web.security_headers import harden
 
@@ -42,6 +44,16 @@ def make_app(services: Services, routes: Sequence[Route] = ROUTES) -> web.Applic
     async def healthz(_: web.Request) -> web.Response:
         return web.Response(text="ok\n")
 
+    readiness = Readiness(services)
+
+    async def readyz(_: web.Request) -> web.Response:
+        told = await readiness.told()
+        return web.Response(
+            body=msgspec.json.encode(told),
+            status=200 if told.ready else 503,
+            content_type="application/json",
+        )
+
     @web.middleware
     async def plain_errors(request: web.Request, handler: Handler) -> web.StreamResponse:
         try:
@@ -65,6 +77,7 @@ def make_app(services: Services, routes: Sequence[Route] = ROUTES) -> web.Applic
     app.on_response_prepare.append(_harden)
     app.router.add_get("/api/openapi.json", openapi)
     app.router.add_get("/healthz", healthz)
+    app.router.add_get("/readyz", readyz)
     for route in routes:
         app.router.add_route(
             route.method, route.path, dispatcher.handler(route), expect_handler=expected
@@ -101,8 +114,10 @@ async def listening(
     manager = runner.server
     assert manager is not None
 
+    connections = Connections(trusted=services.settings.trusted_proxies)
+
     def protocol() -> _Connection:
-        return _Connection(manager, loop=loop, services=services)
+        return _Connection(manager, loop=loop, services=services, connections=connections)
 
     server = await loop.create_server(protocol, sock=sock)
     try:
@@ -119,10 +134,15 @@ class _Connection(web.RequestHandler):
     aiohttp's own error page and log line quote the request, bearer tokens included.
     """
 
-    __slots__ = ("_services",)
+    __slots__ = ("_admitted_from", "_connections", "_services")
 
     def __init__(
-        self, manager: web.Server, *, loop: asyncio.AbstractEventLoop, services: Services
+        self,
+        manager: web.Server,
+        *,
+        loop: asyncio.AbstractEventLoop,
+        services: Services,
+        connections: Connections,
     ) -> None:
         """`services` has the log that hears of defects of ours."""
         super().__init__(
@@ -134,6 +154,23 @@ class _Connection(web.RequestHandler):
             auto_decompress=False,
         )
         self._services = services
+        self._connections = connections
+        self._admitted_from: str | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Take the connection, unless there are too many."""
+        peer = transport.get_extra_info("peername") or ("",)
+        if not self._connections.admit(peer[0]):
+            cast("asyncio.Transport", transport).abort()
+            return
+        self._admitted_from = peer[0]
+        super().connection_made(transport)
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        """Let it go."""
+        if self._admitted_from is not None:
+            self._connections.forget(self._admitted_from)
+            super().connection_lost(exc)
 
     def handle_error(
         self,
