@@ -392,8 +392,9 @@ FAULTS: Final = MappingProxyType(
                 settings=replace(FAULTY, month_ends_soon=True), spoils=True, needs=_no_compiler,
             ),
             Fault(
+                # It spoils: blocks of these workers are not trusted at any later kill.
                 name="sync-fails", what="the journal's disk fails to sync", make=syncs_fail,
-                quick=True, settings=FAULTY, burns_blocks=True, needs=_no_compiler,
+                quick=True, settings=FAULTY, spoils=True, burns_blocks=True, needs=_no_compiler,
             ),
             Fault(
                 name="freeze-machine", what="a machine stands still beyond its lease",
