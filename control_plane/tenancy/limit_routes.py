@@ -20,6 +20,7 @@ from control_plane.tenancy.limits import (
     hold_limits,
     parse_rate,
     record_limits,
+    setter_of,
     shown_limits,
     write_limits,
 )
@@ -132,7 +133,14 @@ async def _write(request: ApiRequest, changes: list[LimitChange]) -> ChangedLimi
         before = await _found(request, connection)
         request.check_match(before)
         org_id = str(request.membership.org_id)
-        await write_limits(connection, before.kind, before.subject_id, org_id, changes)
+        await write_limits(
+            connection,
+            before.kind,
+            before.subject_id,
+            org_id,
+            changes,
+            setter=setter_of(request.signed_in),
+        )
         limits = await find_limits(connection, before.kind, before.subject_id)
         old = {name: getattr(before, name) for name in limits}
         if limits != old:

@@ -9,12 +9,14 @@ import time
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from enum import Enum, auto
 from typing import Any, Final
 
 import asyncpg
 
 from control_plane.audit_log import COMMAND, Origin, record
-from control_plane.errors import BadArgument, NotFound
+from control_plane.errors import BadArgument, Forbidden, NotFound
+from control_plane.identity.actor import Actor
 from control_plane.settings import parse_duration
 from control_plane.tenancy.receipts import change_of, wait_for_receipt
 from gateway.sql import load_queries
@@ -31,6 +33,14 @@ FIELDS: Final = {"calls_a_month": "limit", "rate": "rate", "concurrency": "concu
 _NUMBER: Final = re.compile(r"[0-9]{1,16}")
 _QUERIES: Final = load_queries(__package__, "limits.sql")
 _CHANGING = _QUERIES["changing_transaction"]
+
+
+class LimitSetter(Enum):
+    """Who sets a limit."""
+
+    COMMAND = auto()  # whoever runs the installation: orgs don't raise it from then on
+    OPERATOR = auto()  # the same person, as one of an org
+    ORG = auto()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -135,7 +145,9 @@ async def set_limits(
     async with connection.transaction():
         kind, subject_id, org_id = await find_subject(connection, subject)
         before = await find_limits(connection, kind, subject_id)
-        await write_limits(connection, kind, subject_id, org_id, changes)
+        await write_limits(
+            connection, kind, subject_id, org_id, changes, setter=LimitSetter.COMMAND
+        )
         after = await find_limits(connection, kind, subject_id)
         if after != before:
             await record_limits(
@@ -201,18 +213,28 @@ async def write_limits(
     subject_id: str,
     org_id: str,
     changes: Sequence[LimitChange],
+    *,
+    setter: LimitSetter,
 ) -> None:
     """Change limits of a subject that is there, in the caller's transaction.
 
-    Raises BadArgument for one that its kind does not have.
+    Raises BadArgument for one that its kind does not have, Forbidden for one that a command has set
+    and an org would raise.
     """
+    if setter is LimitSetter.ORG:
+        await _check_not_raised(connection, kind, subject_id, changes)
     for change in changes:
         if kind not in PERMIT_KINDS and change.name != "calls_a_month" and change.value is not None:
             raise BadArgument(
                 "A window or a cap on open calls is on a token or on the org.",
                 field=FIELDS[change.name],
             )
-        await _change(connection, kind, subject_id, org_id, change)
+        await _change(connection, kind, subject_id, org_id, change, setter=setter)
+
+
+def setter_of(actor: Actor) -> LimitSetter:
+    """Return as what an account sets limits by the API."""
+    return LimitSetter.OPERATOR if actor.is_operator else LimitSetter.ORG
 
 
 def shown_limits(row: Mapping[str, Any]) -> dict[str, Any]:
@@ -228,8 +250,42 @@ async def list_limits(connection: asyncpg.Connection) -> list[dict[str, Any]]:
     return [shown_limits(dict(row)) for row in await connection.fetch(_QUERIES["list"])]
 
 
+async def _check_not_raised(
+    connection: asyncpg.Connection, kind: str, subject_id: str, changes: Sequence[LimitChange]
+) -> None:
+    """Raise Forbidden where a limit that a command has set would be more, or another one."""
+    row = await connection.fetchrow(_QUERIES["find_of_operator"], kind, subject_id)
+    assert row is not None, "the query has one row"
+    calls, seconds = row["rate_calls"], row["rate_window_seconds"]
+    held: dict[str, int | Rate | None] = {
+        "calls_a_month": row["calls_a_month"],
+        "rate": None if calls is None else Rate(calls=calls, window_seconds=seconds),
+        "concurrency": row["concurrency"],
+    }
+    for change in changes:
+        most = held[change.name]
+        if most is not None and not _is_within(change.value, most):
+            raise Forbidden(
+                f"Whoever runs this installation has set this to {most}: it can be lowered here.",
+                field=FIELDS[change.name],
+            )
+
+
+def _is_within(value: int | Rate | None, most: int | Rate) -> bool:
+    """Return whether a limit lets no more through; of windows only those of one length compare."""
+    if isinstance(value, Rate) and isinstance(most, Rate):
+        return value.window_seconds == most.window_seconds and value.calls <= most.calls
+    return isinstance(value, int) and isinstance(most, int) and value <= most
+
+
 async def _change(
-    connection: asyncpg.Connection, kind: str, subject_id: str, org_id: str, change: LimitChange
+    connection: asyncpg.Connection,
+    kind: str,
+    subject_id: str,
+    org_id: str,
+    change: LimitChange,
+    *,
+    setter: LimitSetter,
 ) -> None:
     if change.value is None:
         await connection.execute(_QUERIES[f"remove_{change.name}"], kind, subject_id)
@@ -239,7 +295,14 @@ async def _change(
         if isinstance(change.value, Rate)
         else (change.value,)
     )
-    await connection.execute(_QUERIES[f"set_{change.name}"], kind, subject_id, org_id, *values)
+    await connection.execute(
+        _QUERIES[f"set_{change.name}"],
+        kind,
+        subject_id,
+        org_id,
+        setter is LimitSetter.COMMAND,
+        *values,
+    )
 
 
 def _parse_whole(text: str, *, least: int, most: int, field: str) -> int:

@@ -15,8 +15,11 @@ SELECT id::text FROM orgs ORDER BY created_at, id LIMIT 1
 
 -- name: set_calls_a_month
 -- Limit the calls of a month, or change the limit.
-INSERT INTO call_limits (kind, subject_id, org_id, calls_a_month) VALUES ($1, $2, $3, $4)
-ON CONFLICT (kind, subject_id) DO UPDATE SET calls_a_month = excluded.calls_a_month
+INSERT INTO call_limits (kind, subject_id, org_id, set_by_operator, calls_a_month)
+VALUES ($1, $2, $3, $4, $5)
+ON CONFLICT (kind, subject_id) DO UPDATE SET
+    calls_a_month = excluded.calls_a_month,
+    set_by_operator = call_limits.set_by_operator OR excluded.set_by_operator
 
 -- name: remove_calls_a_month
 -- Let a subject call as often as it likes in a month.
@@ -24,10 +27,12 @@ DELETE FROM call_limits WHERE kind = $1 AND subject_id = $2
 
 -- name: set_rate
 -- Limit the calls that begin within a sliding window, or change the limit.
-INSERT INTO rate_limits (kind, subject_id, org_id, calls, window_seconds)
-VALUES ($1, $2, $3, $4, $5)
-ON CONFLICT (kind, subject_id)
-DO UPDATE SET calls = excluded.calls, window_seconds = excluded.window_seconds
+INSERT INTO rate_limits (kind, subject_id, org_id, set_by_operator, calls, window_seconds)
+VALUES ($1, $2, $3, $4, $5, $6)
+ON CONFLICT (kind, subject_id) DO UPDATE SET
+    calls = excluded.calls,
+    window_seconds = excluded.window_seconds,
+    set_by_operator = rate_limits.set_by_operator OR excluded.set_by_operator
 
 -- name: remove_rate
 -- Let calls begin as they come.
@@ -35,8 +40,11 @@ DELETE FROM rate_limits WHERE kind = $1 AND subject_id = $2
 
 -- name: set_concurrency
 -- Limit the calls that are open at once, or change the limit.
-INSERT INTO concurrency_limits (kind, subject_id, org_id, calls) VALUES ($1, $2, $3, $4)
-ON CONFLICT (kind, subject_id) DO UPDATE SET calls = excluded.calls
+INSERT INTO concurrency_limits (kind, subject_id, org_id, set_by_operator, calls)
+VALUES ($1, $2, $3, $4, $5)
+ON CONFLICT (kind, subject_id) DO UPDATE SET
+    calls = excluded.calls,
+    set_by_operator = concurrency_limits.set_by_operator OR excluded.set_by_operator
 
 -- name: remove_concurrency
 -- Let as many calls be open as there are.
@@ -56,6 +64,19 @@ FROM (VALUES ($1::text, $2::uuid)) AS subject (kind, subject_id)
 LEFT JOIN call_limits AS month USING (kind, subject_id)
 LEFT JOIN rate_limits AS rate USING (kind, subject_id)
 LEFT JOIN concurrency_limits AS open USING (kind, subject_id)
+
+-- name: find_of_operator
+-- The limits of a subject that whoever runs the installation has set; nulls where there are none.
+SELECT
+    month.calls_a_month, rate.calls AS rate_calls, rate.window_seconds AS rate_window_seconds,
+    open.calls AS concurrency
+FROM (VALUES ($1::text, $2::uuid)) AS subject (kind, subject_id)
+LEFT JOIN call_limits AS month
+    ON (month.kind, month.subject_id) = ($1, $2) AND month.set_by_operator
+LEFT JOIN rate_limits AS rate
+    ON (rate.kind, rate.subject_id) = ($1, $2) AND rate.set_by_operator
+LEFT JOIN concurrency_limits AS open
+    ON (open.kind, open.subject_id) = ($1, $2) AND open.set_by_operator
 
 -- name: hold
 -- Keep others from changing a subject's limits until the transaction ends.

@@ -11,7 +11,7 @@ from msgspec import UNSET
 
 from control_plane.errors import BadArgument, Forbidden, Refused
 from control_plane.settings import told_duration
-from control_plane.tenancy.limits import hold_limits, write_limits
+from control_plane.tenancy.limits import hold_limits, setter_of, write_limits
 from control_plane.tenancy.rbac import Permission
 from control_plane.tenancy.receipts import receipt_of
 from control_plane.tenancy.token_bodies import (
@@ -234,7 +234,14 @@ async def _check_patch(
         ends_at or token.expires_at,
     )
     if changes:
-        await write_limits(connection, "token", token.id, str(request.membership.org_id), changes)
+        await write_limits(
+            connection,
+            "token",
+            token.id,
+            str(request.membership.org_id),
+            changes,
+            setter=setter_of(request.signed_in),
+        )
 
 
 async def _new_end(

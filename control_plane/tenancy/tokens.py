@@ -13,7 +13,7 @@ import asyncpg
 from control_plane.audit_log import COMMAND, Origin, record
 from control_plane.errors import BadArgument, NotFound, Refused
 from control_plane.settings import TOKEN_LIFE_MAX, told_duration
-from control_plane.tenancy.limits import LIMIT_MAX, LimitChange, Rate, write_limits
+from control_plane.tenancy.limits import LIMIT_MAX, LimitChange, LimitSetter, Rate, write_limits
 from control_plane.tenancy.receipts import (
     CONFIRMATION_SECONDS_MAX,
     Change,
@@ -221,7 +221,14 @@ async def create_token(
             if value is not None
         ]
         if changes:
-            await write_limits(connection, "token", row["id"], str(holder.org_id), changes)
+            await write_limits(
+                connection,
+                "token",
+                row["id"],
+                str(holder.org_id),
+                changes,
+                setter=LimitSetter.ORG,
+            )
         created = {name: row[name] for name in _TOLD}
         lists = {
             "vendors": None if token.vendors is None else list(token.vendors),

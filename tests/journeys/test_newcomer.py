@@ -1,7 +1,6 @@
 """A newcomer's path by the API alone: from signing up to being forgotten."""
 
 import asyncio
-import re
 import time
 from typing import Any, Final
 
@@ -10,36 +9,13 @@ import pytest
 
 from tests.journeys.client import call, check_refusal, check_stream_error, send
 from tests.journeys.product import VISIBLE_SECONDS_MAX, Product, eventually
-from tests.journeys.test_people import PASSWORD, ask
+from tests.journeys.test_people import PASSWORD, ask, sign_up
 
 pytestmark = pytest.mark.journey
 
 ADA: Final = "ada.newcomer@example.com"
 GRACE: Final = "grace.newcomer@example.com"
 LIMIT: Final = 4
-
-
-def told_link(product: Product, page: str) -> str:
-    """Return the secret part of the newest link to a page that the operator's log has."""
-    found = re.findall(rf"/{page}#token=([0-9A-Za-z]{{43}})", product.log.read_text())
-    return str(found[-1]) if found else ""
-
-
-def sign_up(product: Product, email: str, org_name: str) -> str:
-    """Sign up and confirm the address; return the session's token."""
-    before = told_link(product, "verify-email")
-    body = {"email": email, "password": PASSWORD, "org_name": org_name, "name": email[:3]}
-    assert ask(product, "POST", "/api/v1/signup", body)[0] == 202
-
-    def new_link() -> str:
-        link = told_link(product, "verify-email")
-        return "" if link == before else link
-
-    link = eventually(new_link, seconds=VISIBLE_SECONDS_MAX, what="the link is in the log")
-    body = {"token": link, "password": PASSWORD}
-    status, session = ask(product, "POST", "/api/v1/email/verify", body)
-    assert status == 201, session
-    return str(session["access_token"])
 
 
 def enable_totp(product: Product, session: str) -> tuple[str, pyotp.TOTP]:
@@ -76,7 +52,7 @@ async def test_from_signing_up_to_being_forgotten(  # noqa: PLR0915 - a story, t
         return answer
 
     # Ada signs up, and from then on nobody gets in with her password alone.
-    ada, codes = enable_totp(product, sign_up(product, ADA, "Looms"))
+    ada, codes = enable_totp(product, sign_up(product, ADA, "Looms")["access_token"])
     (org,) = request("GET", "/api/v1/me", by=ada)["orgs"]
     status, refused = ask(product, "POST", "/api/v1/sessions", {"email": ADA, "password": PASSWORD})
     assert status == 401, refused
@@ -100,7 +76,7 @@ async def test_from_signing_up_to_being_forgotten(  # noqa: PLR0915 - a story, t
         },
         by=ada,
     )
-    grace = sign_up(product, GRACE, "Compilers")
+    grace = sign_up(product, GRACE, "Compilers")["access_token"]
     invitation = invited["link"].partition("#")[2].removeprefix("token=")
     joined = request("POST", "/api/v1/invitations/accept", {"token": invitation}, by=grace)
     assert joined["org_name"] == "Looms"

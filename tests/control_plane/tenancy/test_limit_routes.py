@@ -6,6 +6,7 @@ from typing import Any
 import asyncpg
 import pytest
 
+from control_plane.tenancy.limits import parse_changes, set_limits
 from tests.control_plane.conftest import Answer, Node, People, Person
 
 PATH = "/api/v1/limits"
@@ -110,6 +111,39 @@ async def test_who_is_limited_does_not_set_the_limit(
     assert (await node.call("GET", f"{PATH}/workspace/{workspace}", by=editor)).status == 200
     assert (await node.call("GET", f"{PATH}/org/{org}", by=editor)).status == 403
     assert (await node.call("GET", f"{PATH}/token/{token}", by=editor)).status == 403
+
+
+async def test_what_a_command_has_set_is_lowered_by_the_org_and_not_raised(
+    node: Node, people: People, org: uuid.UUID, admin: Person, owner: asyncpg.Connection
+) -> None:
+    token = (await node.call("POST", "/api/v1/tokens", by=admin, json={"limit": 9})).json["id"]
+    for subject in (f"org:{org}", f"token:{token}"):
+        changes = parse_changes(calls_a_month="100", rate="60/1m", concurrency="8")
+        await set_limits(owner, subject, changes, is_embedded=True)
+    as_it_is: dict[str, Any] = {"limit": 100, "rate": "60/1m", "concurrency": 8}
+    for field, more in (
+        ("limit", 101), ("limit", None), ("rate", "61/1m"), ("rate", "60/59s"), ("rate", "1/1s"),
+        ("rate", None), ("concurrency", 9), ("concurrency", None),
+    ):  # fmt: skip
+        body = {k: v for k, v in {**as_it_is, field: more}.items() if v is not None}
+        for kind, subject in (("org", str(org)), ("token", token)):
+            answer = await put(node, admin, kind, subject, **body)
+            assert (answer.status, answer.json["field"]) == (403, field), answer.content
+        patched = await node.call(
+            "PATCH", f"/api/v1/tokens/{token}", by=admin, json={field: more or "none"}
+        )
+        assert (patched.status, patched.json["field"]) == (403, field), patched.content
+    assert (await node.call("DELETE", f"{PATH}/org/{org}", by=admin)).status == 403
+    lowered = {"limit": 50, "rate": "30/1m", "concurrency": 4}
+    assert (await put(node, admin, "org", org, **lowered)).status == 200
+    assert (await put(node, admin, "org", org, **{**lowered, "limit": 51})).status == 403
+
+    operator = await people.member(org, "owner", await people.person(is_operator=True))
+    assert (await put(node, operator, "org", org, **as_it_is)).status == 200
+    assert (await put(node, admin, "org", org, **{**as_it_is, "limit": 101})).status == 403
+    changes = parse_changes(calls_a_month="none", rate="none", concurrency="none")
+    await set_limits(owner, f"org:{org}", changes, is_embedded=True)
+    assert (await put(node, admin, "org", org, limit=1_000)).status == 200
 
 
 async def test_a_list_has_what_its_asker_may_see(
