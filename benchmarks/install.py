@@ -88,7 +88,9 @@ def python_packages(name: str, packages: Sequence[str]) -> Path:
         uv = Path(sys.executable).with_name("uv")
         python = folder / "bin" / "python"
         _run([str(uv), "venv", "--quiet", "--clear", "--python", sys.executable, str(folder)])
-        _run([str(uv), "pip", "install", "--quiet", "--python", str(python), *packages])
+        # By the certificates that this machine trusts, as pip does: a mirror may have its own.
+        install = [str(uv), "pip", "install", "--quiet", "--system-certs"]
+        _run([*install, "--python", str(python), *packages])
         stamp.write_text(wanted)
     return folder / "bin"
 
