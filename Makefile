@@ -3,7 +3,7 @@
 
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help run test fuzz faults faults-check skew soak bench check format install lock clean
+.PHONY: help run test fuzz sqlmap faults faults-check skew soak bench check format install lock clean
 MAKEFLAGS += --no-print-directory
 
 ARGS ?=
@@ -28,6 +28,9 @@ bench: .venv/dev.stamp  ## Measure it beside its peers: make bench ARGS="--quick
 
 fuzz: .venv/dev.stamp  ## Send 100,000 mutated requests through nginx and HAProxy: takes a while
 	@$(BIN)/python -m pytest tests/fuzz -m slow -s $(ARGS)
+
+sqlmap: .venv/dev.stamp  ## Let sqlmap (apt install sqlmap) look for a way through each route
+	@KAIXU_REQUIRE=sqlmap $(BIN)/python -m pytest -m slow tests/control_plane/web/test_sqlmap.py -k "not pg15" $(ARGS)
 
 faults: .venv/dev.stamp  ## Break the product in every way: make faults ARGS="--quick --runs 20"
 	@$(BIN)/python -m tests.faults $(ARGS)
