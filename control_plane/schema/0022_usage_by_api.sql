@@ -1,7 +1,5 @@
 -- Usage by API: an org's events in the order of the ledger, and tokens that read them for machines.
 
--- Nobody reads an org's events by their time.
-DROP INDEX usage_events_by_org;
 CREATE INDEX usage_events_by_org_ordinal ON usage_events (org_id, ordinal);
 
 GRANT SELECT (ledger_id) ON ledger_head TO kaixu_control;
