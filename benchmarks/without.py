@@ -220,9 +220,12 @@ def _wrap(seam: Seam, **fixed: object) -> None:
 
 def _up(start: tuple[str, ...], arguments: Sequence[str]) -> None:
     """Be `kaixu`, which starts the gateway by this."""
-    from control_plane.cli import kaixu  # noqa: PLC0415 - the gateway's processes do without
+    from control_plane.cli import COMMANDS  # noqa: PLC0415 - the gateway's processes do without
+    from control_plane.commands.common import kaixu  # noqa: PLC0415 - as above
 
-    _wrap(("control_plane.cli", "UpOptions"), gateway=start)
+    assert COMMANDS, "they are in `kaixu` now"
+
+    _wrap(("control_plane.commands.running", "UpOptions"), gateway=start)
     kaixu(list(arguments))
 
 

@@ -1,0 +1,1 @@
+"""What an operator types: each module has the commands about one thing."""
