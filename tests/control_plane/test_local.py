@@ -327,7 +327,7 @@ async def test_neither_plane_sees_what_is_the_others(up: Up) -> None:
         connection = await asyncpg.connect(control["KAIXU_CONTROL_DATABASE_URL"])
         assert await connection.fetchval("SELECT is_operator FROM accounts")
         with pytest.raises(asyncpg.InsufficientPrivilegeError):
-            await connection.execute("SELECT * FROM schema_migrations")
+            await connection.execute("SELECT * FROM ledger_rejected")
         with pytest.raises(asyncpg.InsufficientPrivilegeError):
             await connection.execute("DELETE FROM audit_log")
         await connection.close()
