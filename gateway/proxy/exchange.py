@@ -9,9 +9,10 @@ from typing import Final, Protocol
 from gateway.errors import BodyBudgetSpent, BodyTooLarge, GatewayError
 from gateway.limits import REQUEST_BODY_BYTES_MAX
 from gateway.proxy.body_budget import BodyBudget
+from gateway.proxy.call_plan import CallPlan
 from gateway.proxy.errand import Errand, News
-
-Headers = list[tuple[bytes, bytes]]
+from gateway.proxy.headers import Headers
+from gateway.proxy.known_heads import KnownHead, KnownHeads
 
 _CORS_PREFIX: Final = b"access-control-"
 _CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
@@ -36,6 +37,7 @@ class Connection(Protocol):
     address: str
     body_holders: tuple[str, ...]
     budget: BodyBudget
+    known_heads: KnownHeads
     is_behind: bool  # more waits for the client than may
 
     @property
@@ -69,34 +71,54 @@ class Exchange:
         "_charged",
         "_chunked",
         "_connection",
+        "_headers",
         "_holders",
+        "_known",
         "_out",
+        "_raw_head",
         "answered",
         "body_error",
         "body_whole",
         "cors_origin",
         "errand",
         "expects_continue",
-        "headers",
+        "head_digest",
         "is_head",
         "is_http10",
         "keep_alive",
         "method",
         "path",
+        "plan",
         "query",
         "sink",
         "started",
     )
 
     def __init__(
-        self, connection: Connection, *, method: bytes, target: bytes, headers: Headers
+        self,
+        connection: Connection,
+        *,
+        method: bytes,
+        path: str,
+        query: bytes,
+        headers: Headers | None,
+        known: KnownHead | None = None,
+        raw_head: bytes = b"",
     ) -> None:
-        """Header names are in lower case; `path` and `query` are as sent, without the '?'."""
+        """`path` and `query` are as sent, without the '?'; header names are in lower case.
+
+        `headers` are None where the head is `known`: then they are read out of `raw_head`, if
+        anyone asks for them.
+        """
         self._connection = connection
         self.method = method
-        path, _, self.query = target.partition(b"?")
-        self.path = path.decode("ascii")
-        self.headers = headers
+        self.path = path
+        self.query = query
+        self._headers = headers
+        self._known = known
+        self._raw_head = raw_head
+        self.plan: CallPlan | None = None if known is None else known.plan
+        self.head_digest: bytes | None = None  # under which the head may be remembered
         self.is_head = method == b"HEAD"
         self.is_http10 = False
         self.keep_alive = True
@@ -114,6 +136,42 @@ class Exchange:
         self._holders: tuple[str, ...] = connection.body_holders
         self._chunked = False
         self._out: list[bytes] = []  # to be written
+
+    # the request's head
+
+    @property
+    def headers(self) -> Headers:
+        """The request's headers, names in lower case; none once they are forgotten."""
+        headers = self._headers
+        if headers is None:
+            assert self._known is not None
+            headers = self._headers = self._known.headers(self._raw_head)
+        return headers
+
+    def forget_headers(self) -> None:
+        """Let the head go: streams are open for long, and heads are some KiB."""
+        self._headers = []
+        self._raw_head = b""
+
+    def offer_head(self, digest: bytes, raw: bytes) -> None:
+        """Take the bytes that the head was parsed from: it may be remembered, as `digest`."""
+        if sum(name == b"content-length" for name, _ in self.headers) == 1:
+            self.head_digest, self._raw_head = digest, raw
+
+    def remember_head(self, plan: CallPlan) -> None:
+        """Have the next request with this head go by this plan, if it is one to be remembered."""
+        if self.head_digest is None:
+            return
+        known = KnownHead(
+            method=self.method,
+            path=self.path,
+            query=self.query,
+            headers=self.headers,
+            plan=plan,
+        )
+        if known.headers(self._raw_head) == self.headers:
+            self._connection.known_heads.remember(self.head_digest, known)
+        self.head_digest = None
 
     @property
     def address(self) -> str:

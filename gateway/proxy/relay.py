@@ -30,8 +30,8 @@ from gateway.proxy.call_record import CallRecord, Status, header_text
 from gateway.proxy.endpoints import Endpoint
 from gateway.proxy.errand import News
 from gateway.proxy.error_responses import mask_keys, stream_error
-from gateway.proxy.exchange import Exchange, Headers
-from gateway.proxy.headers import downstream_headers
+from gateway.proxy.exchange import Exchange
+from gateway.proxy.headers import Headers, downstream_headers
 from gateway.proxy.routing import Target
 from gateway.proxy.stored_answer import StoredAnswer
 from gateway.proxy.upstream import UpstreamConnection
@@ -187,7 +187,8 @@ class Relay:
         self._is_encoded = bool(content_encoding)
         self._begin(self._headers)
         if self._exchange.started:  # streams are open for long, and heads are some KiB
-            self._headers = self._exchange.headers = []
+            self._headers = []
+            self._exchange.forget_headers()
 
     def _begin(self, headers: Headers, *, length: int | None = None) -> None:
         """Write the answer's head to the client."""

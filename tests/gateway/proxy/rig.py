@@ -102,9 +102,10 @@ class Authenticated:
 
     def __init__(self, caller: Caller) -> None:
         self.caller = caller
+        self.known = True
 
-    def find_cached(self, token: bytes) -> Caller | None:
-        return self.caller if token == TOKEN.encode() else None
+    def find_cached(self, digest: bytes) -> Caller | None:
+        return self.caller if self.known and digest == digest_of(TOKEN.encode()) else None
 
     async def authenticate_digest(self, digest: bytes, address: str) -> Caller:
         if digest != digest_of(TOKEN.encode()):
@@ -113,7 +114,7 @@ class Authenticated:
 
     async def authenticate(self, candidates: Sequence[bytes], address: str) -> Caller:
         for token in candidates:
-            if token == TOKEN.encode():
+            if self.known and token == TOKEN.encode():
                 return self.caller
         raise TokenInvalid
 
