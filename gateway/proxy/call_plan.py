@@ -4,15 +4,17 @@ Nothing in a plan is an answer to "may they": whose token it is, whether it stil
 left of its limits is asked on every call. It holds the digest of a token, never the token.
 """
 
-from typing import Final
+from typing import Final, NamedTuple
 
 import msgspec
 
 from gateway.auth.authenticate import token_candidates
+from gateway.auth.caller import Caller
 from gateway.auth.token import TOKEN_CHARS
 from gateway.auth.token import digest as digest_of
 from gateway.proxy.call_record import header_text
-from gateway.proxy.endpoints import Match
+from gateway.proxy.call_row import Purpose, encode_purpose
+from gateway.proxy.endpoints import Endpoint, Match
 from gateway.proxy.headers import Headers, passed_up
 
 _SESSION_HEADERS: Final = frozenset(
@@ -34,6 +36,7 @@ class CallPlan(msgspec.Struct, eq=False):
     content_types: tuple[bytes, ...]
     content_encoding: bytes | None
     passed: dict[tuple[bool, bool], bytes]
+    _last: "_Encoded | None" = None  # the purpose of the last call with this head
 
     __repr__ = object.__repr__  # a digest is a secret, and so may be a header
 
@@ -46,6 +49,47 @@ class CallPlan(msgspec.Struct, eq=False):
                 headers, account_headers=account_headers, stream=stream
             )
         return lines
+
+    def purpose(
+        self, *, caller: Caller, vendor: str, endpoint: Endpoint, model: str | None, stream: bool
+    ) -> bytes:
+        """Return who calls what, as a row has it."""
+        last = self._last
+        if (
+            last is None
+            or last.caller is not caller
+            or last.endpoint is not endpoint
+            or last.model != model
+            or last.vendor != vendor
+            or last.stream is not stream
+        ):
+            purpose = Purpose(
+                org_id=caller.org_id,
+                workspace_id=caller.workspace_id,
+                user_id=caller.user_id,
+                token_id=caller.token_id,
+                vendor=vendor,
+                endpoint=endpoint.name,
+                client_format=endpoint.wire.name,
+                stream=stream,
+                counted=endpoint.counts,
+                model_requested=model,
+                session_id=self.session_id,
+            )
+            encoded = encode_purpose(purpose)
+            last = self._last = _Encoded(caller, endpoint, model, vendor, stream, encoded)
+        return last.purpose
+
+
+class _Encoded(NamedTuple):
+    """A purpose as a row has it, and what it was made from."""
+
+    caller: Caller
+    endpoint: Endpoint
+    model: str | None
+    vendor: str
+    stream: bool
+    purpose: bytes
 
 
 def plan_of(match: Match, headers: Headers, query: bytes) -> CallPlan:

@@ -65,34 +65,23 @@ class Connection(Protocol):
 class Exchange:
     """One request of a client, and its answer."""
 
-    __slots__ = (
-        "_body",
-        "_body_news",
-        "_charged",
-        "_chunked",
-        "_connection",
-        "_headers",
-        "_holders",
-        "_known",
-        "_out",
-        "_raw_head",
-        "answered",
-        "body_error",
-        "body_whole",
-        "cors_origin",
-        "errand",
-        "expects_continue",
-        "head_digest",
-        "is_head",
-        "is_http10",
-        "keep_alive",
-        "method",
-        "path",
-        "plan",
-        "query",
-        "sink",
-        "started",
-    )
+    # As it is until something happens; what each request has of its own costs each request.
+    is_http10 = False
+    keep_alive = True
+    expects_continue = False
+    cors_origin: bytes | None = None  # whose pages may read the answer
+    sink: Sink | None = None
+    errand: Errand | None = None
+    plan: CallPlan | None = None
+    head_digest: bytes | None = None  # under which the head may be remembered
+    started = False  # some of the answer was written
+    answered = False
+    body_whole = False
+    body_error: GatewayError | None = None
+    _body: bytes | bytearray = b""
+    _body_news: News[None] | None = None
+    _charged = 0
+    _chunked = False
 
     def __init__(
         self,
@@ -117,24 +106,10 @@ class Exchange:
         self._headers = headers
         self._known = known
         self._raw_head = raw_head
-        self.plan: CallPlan | None = None if known is None else known.plan
-        self.head_digest: bytes | None = None  # under which the head may be remembered
+        if known is not None:
+            self.plan = known.plan
         self.is_head = method == b"HEAD"
-        self.is_http10 = False
-        self.keep_alive = True
-        self.expects_continue = False
-        self.cors_origin: bytes | None = None  # whose pages may read the answer
-        self.sink: Sink | None = None
-        self.errand: Errand | None = None
-        self.started = False  # some of the answer was written
-        self.answered = False
-        self.body_whole = False
-        self.body_error: GatewayError | None = None
-        self._body: bytes | bytearray = b""
-        self._body_news: News[None] | None = None
-        self._charged = 0
         self._holders: tuple[str, ...] = connection.body_holders
-        self._chunked = False
         self._out: list[bytes] = []  # to be written
 
     # the request's head

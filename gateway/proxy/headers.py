@@ -164,16 +164,14 @@ def passed_up(
 
 def downstream_headers(headers: Headers) -> Headers:
     """Return what passes of a vendor's headers, in order; the framing is the gateway's own."""
-    passed = [
-        header
-        for header in headers
-        if header[0] not in _DENIED_DOWN and not header[0].startswith(_OWN_PREFIX)
-    ]
-    for name, value in headers:
-        if name == b"connection":
-            named = _named(value)
-            passed = [header for header in passed if header[0] not in named]
-    return passed
+    passed: Headers = []
+    left_out: set[bytes] = set()
+    for header in headers:
+        if _passes_down(header[0]):
+            passed.append(header)
+        elif header[0] == b"connection":
+            left_out |= _named(header[1])
+    return [one for one in passed if one[0] not in left_out] if left_out else passed
 
 
 def without_ranges(headers: Sequence[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
@@ -217,6 +215,12 @@ def _passes_up(name: bytes) -> bool:
     if plain in _DENIED_UP or plain.startswith(_DENIED_UP_PREFIXES):
         return False
     return plain == name or plain not in _OF_BODY
+
+
+@lru_cache(maxsize=_CACHED_NAMES_MAX)
+def _passes_down(name: bytes) -> bool:
+    """Return whether a vendor's header goes to the client."""
+    return name not in _DENIED_DOWN and not name.startswith(_OWN_PREFIX)
 
 
 @lru_cache(maxsize=_CACHED_VALUES_MAX)

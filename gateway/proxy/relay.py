@@ -82,6 +82,24 @@ class RelayTimes:
 class Relay:
     """The answer to one attempt. It is the vendor connection's Reply and the client's Sink."""
 
+    # As it is until an answer begins; what each call has of its own costs each call.
+    error: GatewayError | None = None
+    connection: UpstreamConnection | None = None
+    _status = 0
+    _reason = b""
+    _headers: Headers = []  # noqa: RUF012 - replaced, never changed
+    _length: int | None = None  # of the body, as the vendor says
+    _error_body: bytearray | None = None  # held until it is whole
+    _meter: Meter = _NO_METER
+    _boundary: EventBoundary | FrameBoundary | None = None  # where there are events
+    _filter: UsageEventFilter | None = None
+    _is_encoded = False
+    _has_end_mark = False
+    _has_length = False
+    _bytes_down = 0
+    _ending: tuple[Status, GatewayError] | None = None  # at the next boundary
+    _timer: asyncio.TimerHandle | None = None
+
     def __init__(
         self,
         *,
@@ -106,15 +124,14 @@ class Relay:
         to do with stored objects.
         """
         self.outcome: News[Outcome] = News()
-        self.error: GatewayError | None = None
-        self.connection: UpstreamConnection | None = None
         self._exchange = exchange
         self._record = record
         self._endpoint = endpoint
         self._target = target
         self._call_id = call_id
         self._stream = stream
-        self._filter = UsageEventFilter() if take_usage_out else None
+        if take_usage_out:
+            self._filter = UsageEventFilter()
         self._bytes_up = bytes_up
         self._on_answer = on_answer
         self._may_retry = may_retry
@@ -122,18 +139,6 @@ class Relay:
         self._loop = loop
         self._stored = stored
         self._started = self._last_byte = loop.time()
-        self._status = 0
-        self._reason = b""
-        self._headers: Headers = []
-        self._error_body: bytearray | None = None  # held until it is whole
-        self._meter: Meter = _NO_METER
-        self._boundary: EventBoundary | FrameBoundary | None = None  # where there are events
-        self._is_encoded = False
-        self._has_end_mark = False
-        self._has_length = False
-        self._bytes_down = 0
-        self._ending: tuple[Status, GatewayError] | None = None  # at the next boundary
-        self._timer: asyncio.TimerHandle | None = None
 
     def dispatch(self, connection: UpstreamConnection, head: bytes, body: bytes) -> None:
         """Send the request. The record has to be open."""
@@ -147,19 +152,20 @@ class Relay:
 
     def on_head(self, status: int, reason: bytes, headers: Headers) -> None:
         """Decide how the answer is passed on."""
-        record = self._record
+        record, exchange = self._record, self._exchange
         self._last_byte = self._loop.time()
         self._on_answer()
-        self._exchange.release_body()  # many streams are open for long; their requests are large
-        record.first_byte()
-        record.http_status = status
+        exchange.release_body()  # many streams are open for long; their requests are large
+        record.first_byte(status)
         self._status = status
         self._reason = reason
         self._headers = headers
         content_type = content_encoding = b""
-        for name, value in self._headers:
+        for name, value in headers:
             if name == b"content-type":
                 content_type = value
+            elif name == b"content-length":
+                self._length = int(value)  # the parser has checked it
             elif name == b"content-encoding":
                 content_encoding = value
             elif name in _REQUEST_ID_HEADERS and record.vendor_request_id is None:
@@ -173,7 +179,7 @@ class Relay:
             status=status,
             content_type=content_type,
             content_encoding=content_encoding,
-            headers=self._headers,
+            headers=headers,
         )
         if status == HTTPStatus.PARTIAL_CONTENT:
             self._meter, self._stored = _NO_METER, None  # a part tells nothing of the whole
@@ -185,15 +191,15 @@ class Relay:
         if content_encoding or self._boundary is None:
             self._filter = None
         self._is_encoded = bool(content_encoding)
-        self._begin(self._headers)
-        if self._exchange.started:  # streams are open for long, and heads are some KiB
+        self._begin(headers)
+        if exchange.started:  # streams are open for long, and heads are some KiB
             self._headers = []
-            self._exchange.forget_headers()
+            exchange.forget_headers()
 
     def _begin(self, headers: Headers, *, length: int | None = None) -> None:
         """Write the answer's head to the client."""
         if length is None and self._filter is None:
-            length = _content_length(headers)
+            length = self._length
         no_body = self._exchange.is_head or self._status in _NO_BODY
         self._has_length = length is not None
         passed = downstream_headers(headers)
@@ -493,14 +499,6 @@ def _boundary_in(content_type: bytes) -> EventBoundary | FrameBoundary | None:
         return FrameBoundary()
     is_events = content_type.partition(b";")[0].strip().lower() == b"text/event-stream"
     return EventBoundary() if is_events else None
-
-
-def _content_length(headers: Headers) -> int | None:
-    """Return the length that the vendor gave; the parser has checked it."""
-    for name, value in headers:
-        if name == b"content-length":
-            return int(value)
-    return None
 
 
 def _decoded(body: bytes, headers: Headers) -> bytes:

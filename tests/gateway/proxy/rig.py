@@ -20,7 +20,7 @@ from gateway.ids import IdMaker
 from gateway.metering.usage import Usage
 from gateway.permit_limit import PermitLimit
 from gateway.proxy.call_record import RecordKeeper
-from gateway.proxy.call_row import ClosePart, OpenPart
+from gateway.proxy.call_row import ClosePart, Purpose
 from gateway.proxy.calls import Calls
 from gateway.proxy.lane import Lane
 from gateway.proxy.live_calls import LiveCalls
@@ -166,7 +166,9 @@ class Unlimited:
 
 
 # A row leaves out what is not known.
-NOTHING_KNOWN = dict.fromkeys((*OpenPart.__struct_fields__, *ClosePart.__struct_fields__))
+NOTHING_KNOWN = dict.fromkeys(
+    ("retry_of", *Purpose.__struct_fields__, *ClosePart.__struct_fields__)
+)
 
 
 def _read_row(row: bytes) -> dict[str, Any]:
