@@ -445,15 +445,10 @@ class Calls:
                 )
                 make_relay = relay_class(stored)
             relay = make_relay(
-                exchange=exchange,
-                record=record,
-                endpoint=request.endpoint,
-                target=request.target,
+                exchange,
+                request,
+                record,
                 call_id=call.id,
-                stream=request.stream,
-                take_usage_out=request.sent.asked_usage,
-                bytes_up=len(request.sent.body),
-                on_answer=request.sent.forget,
                 may_retry=connection.reused and attempt < ATTEMPTS_MAX,
                 times=self._times,
                 loop=self._loop,
@@ -484,7 +479,7 @@ class Calls:
             raise
         call.relay = relay
         try:
-            relay.dispatch(connection, head, request.sent.body)
+            relay.dispatch(connection, head)
         except Exception as error:  # noqa: BLE001 - whoever waits for this call hears of it
             relay.on_defect(error)
         return relay

@@ -10,7 +10,9 @@ of the headers that open something, which each request brings along.
 """
 
 from hashlib import sha256
-from typing import Final, NamedTuple
+from typing import Final
+
+import msgspec
 
 from gateway.proxy.call_plan import CallPlan
 from gateway.proxy.headers import CREDENTIALS, Headers
@@ -22,6 +24,10 @@ LENGTH_DIGITS_MAX: Final = 8  # of a body that may be as large as bodies are
 _END: Final = b"\r\n\r\n"
 _LENGTH: Final = b"\r\ncontent-length: "
 _ITS_END: Final = b"ength: "  # however the rest of the name is written
+_ZERO: Final = ord("0")
+_END_BYTES: Final = len(_END)
+_LENGTH_BYTES: Final = len(_LENGTH)
+_ITS_END_BYTES: Final = len(_ITS_END)
 _SECRET: Final = CREDENTIALS | {b"proxy-authorization"}
 
 
@@ -57,7 +63,7 @@ class KnownHead:
         return headers
 
 
-class Found(NamedTuple):
+class Found(msgspec.Struct):
     """Where the parts of a request are in what was read, and what is known of it.
 
     `digest` stands for the head; `length` is the body's, which begins at `body_at`.
@@ -87,15 +93,15 @@ class KnownHeads:
         Content-Length.
         """
         end = data.find(_END, 0, KNOWN_HEAD_BYTES_MAX)
-        start = data.find(_ITS_END, 0, end) + len(_ITS_END)
-        if end < 0 or data[max(0, start - len(_LENGTH)) : start].lower() != _LENGTH:
+        start = data.find(_ITS_END, 0, end) + _ITS_END_BYTES
+        if end < 0 or data[max(0, start - _LENGTH_BYTES) : start].lower() != _LENGTH:
             return None
         stop = data.find(b"\r", start)
         digits = data[start:stop]
-        if not digits.isdigit() or len(digits) > LENGTH_DIGITS_MAX or digits.startswith(b"0"):
+        if stop - start > LENGTH_DIGITS_MAX or not digits.isdigit() or digits[0] == _ZERO:
             return None
-        digest = sha256(b"%b%b" % (data[:start], data[stop:end])).digest()
-        return Found(digest, self._by_digest.get(digest), end + len(_END), int(digits))
+        digest = sha256(data[:start] + data[stop:end]).digest()
+        return Found(digest, self._by_digest.get(digest), end + _END_BYTES, int(digits))
 
     def remember(self, digest: bytes, head: KnownHead) -> None:
         """Know a head from now on."""

@@ -359,7 +359,9 @@ def request_head(exchange: Exchange, request: Request, *, plan: CallPlan, now: f
             body=request.sent.body,
             now=now,
         )
-    asked = path.encode("ascii") + (b"?" + query if query else b"")
+    asked = path.encode("ascii")
+    if query:
+        asked += b"?" + query
     return b"%b %b HTTP/1.1\r\n%b\r\n" % (exchange.method, asked, headers)
 
 

@@ -9,7 +9,6 @@ event, at an event boundary, or where no event of ours can be put in, a broken c
 """
 
 import asyncio
-from collections.abc import Callable
 from enum import Enum, auto
 from http import HTTPStatus
 from typing import Final
@@ -27,12 +26,11 @@ from gateway.metering.meter import Meter, NullMeter, is_in_lines, open_meter
 from gateway.metering.sse import EventBoundary, UsageEventFilter
 from gateway.metering.usage import Usage
 from gateway.proxy.call_record import CallRecord, Status, header_text
-from gateway.proxy.endpoints import Endpoint
 from gateway.proxy.errand import News
 from gateway.proxy.error_responses import mask_keys, stream_error
 from gateway.proxy.exchange import Exchange
 from gateway.proxy.headers import Headers, downstream_headers
-from gateway.proxy.routing import Target
+from gateway.proxy.preparation import Request
 from gateway.proxy.stored_answer import StoredAnswer
 from gateway.proxy.upstream import UpstreamConnection
 
@@ -102,49 +100,40 @@ class Relay:
 
     def __init__(
         self,
-        *,
         exchange: Exchange,
+        request: Request,
         record: CallRecord,
-        endpoint: Endpoint,
-        target: Target,
+        *,
         call_id: str,
-        stream: bool,
-        take_usage_out: bool,
-        bytes_up: int,
-        on_answer: Callable[[], None],
         may_retry: bool,
         times: RelayTimes,
         loop: asyncio.AbstractEventLoop,
         stored: StoredAnswer | None = None,
     ) -> None:
-        """What is handed in.
+        """`request` is what goes up; its body is let go when an answer begins.
 
-        `take_usage_out`: the stream's usage event is there because the gateway asked for it.
-        `on_answer()`: an answer begins, so that the request won't be sent again. `stored`: it has
+        `may_retry`: it may be sent again where no byte of an answer came. `stored`: the answer has
         to do with stored objects.
         """
         self.outcome: News[Outcome] = News()
         self._exchange = exchange
+        self._request = request
         self._record = record
-        self._endpoint = endpoint
-        self._target = target
         self._call_id = call_id
-        self._stream = stream
-        if take_usage_out:
-            self._filter = UsageEventFilter()
-        self._bytes_up = bytes_up
-        self._on_answer = on_answer
+        self._bytes_up = len(request.sent.body)
         self._may_retry = may_retry
         self._times = times
         self._loop = loop
         self._stored = stored
+        if request.sent.asked_usage:  # the stream's usage event is there for the gateway alone
+            self._filter = UsageEventFilter()
         self._started = self._last_byte = loop.time()
 
-    def dispatch(self, connection: UpstreamConnection, head: bytes, body: bytes) -> None:
+    def dispatch(self, connection: UpstreamConnection, head: bytes) -> None:
         """Send the request. The record has to be open."""
         self.connection = connection
         self._exchange.sink = self
-        connection.send(self, head, body)
+        connection.send(self, head, self._request.sent.body)
         if self._exchange.is_behind:
             self.on_client_behind()
 
@@ -154,7 +143,7 @@ class Relay:
         """Decide how the answer is passed on."""
         record, exchange = self._record, self._exchange
         self._last_byte = self._loop.time()
-        self._on_answer()
+        self._request.sent.forget()
         exchange.release_body()  # many streams are open for long; their requests are large
         record.first_byte(status)
         self._status = status
@@ -174,8 +163,8 @@ class Relay:
             self._error_body = bytearray()
             return
         self._meter = open_meter(
-            self._endpoint.meter,
-            stream=self._stream,
+            self._request.endpoint.meter,
+            stream=self._request.stream,
             status=status,
             content_type=content_type,
             content_encoding=content_encoding,
@@ -275,16 +264,17 @@ class Relay:
 
     def _end_refusal(self, body: bytes) -> None:
         """Pass a vendor's refusal on, unless it is about our own key."""
-        kind = self._target.kind
+        target = self._request.target
+        kind = target.kind
         plain = _decoded(body, self._headers)
         if kind.bad_key(self._status, plain) or (
             kind.bad_key_headers is not None and kind.bad_key_headers(self._status, self._headers)
         ):
-            if self._target.signer is not None:
-                self._target.signer.on_refused()
+            if target.signer is not None:
+                target.signer.on_refused()
             self._fail(Status.VENDOR_ERROR, VendorKeyRefused())
             return
-        secrets = self._target.secrets
+        secrets = target.secrets
         headers = [(name, mask_keys(value, secrets)) for name, value in self._headers]
         masked = mask_keys(plain, secrets)
         if masked != plain:
@@ -405,7 +395,10 @@ class Relay:
             self._done(Outcome.REFUSED)
             return
         event = stream_error(
-            self._endpoint, reason=error.reason, message=error.message, call_id=self._call_id
+            self._request.endpoint,
+            reason=error.reason,
+            message=error.message,
+            call_id=self._call_id,
         )
         boundary = self._boundary
         if event is None or boundary is None or self._has_length:
@@ -432,7 +425,10 @@ class Relay:
         exchange, boundary = self._exchange, self._boundary
         assert boundary is not None
         event = stream_error(
-            self._endpoint, reason=error.reason, message=error.message, call_id=self._call_id
+            self._request.endpoint,
+            reason=error.reason,
+            message=error.message,
+            call_id=self._call_id,
         )
         # A message of AWS's can't be broken off by a blank line.
         is_within = isinstance(boundary, FrameBoundary) and not boundary.at_boundary
