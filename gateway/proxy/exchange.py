@@ -14,6 +14,7 @@ from gateway.proxy.errand import Errand, News
 from gateway.proxy.headers import Headers
 from gateway.proxy.known_heads import KnownHead, KnownHeads
 
+_LINE_END: Final = b"\r\n"
 _CORS_PREFIX: Final = b"access-control-"
 _CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
 
@@ -250,25 +251,25 @@ class Exchange:
         `length` is the body's in bytes, None where it is not known; `no_body`: 204, 304, HEAD.
         """
         self.started = True
-        head = [b"HTTP/1.1 %d %b\r\n" % (status, reason)]
+        head = [b"HTTP/1.1 %d %b" % (status, reason)]
         if self.cors_origin is not None:  # a second opinion on it would make browsers refuse
             headers = [one for one in headers if not one[0].startswith(_CORS_PREFIX)]
-        head += [b"%b: %b\r\n" % header for header in headers]
+        head += map(b": ".join, headers)
         if self.cors_origin is not None:
-            head.append(_cors_lines(self.cors_origin))
+            head.append(_cors_lines(self.cors_origin).removesuffix(_LINE_END))
         if length is not None:
-            head.append(b"content-length: %d\r\n" % length)
+            head.append(b"content-length: %d" % length)
         elif not no_body:
             if self.is_http10:
                 self.keep_alive = False
             else:
                 self._chunked = True
-                head.append(b"transfer-encoding: chunked\r\n")
+                head.append(b"transfer-encoding: chunked")
         if not self.keep_alive or not self.body_whole or self._connection.draining:
             self.keep_alive = False
-            head.append(b"connection: close\r\n")
-        head.append(b"\r\n")
-        self._out.append(b"".join(head))
+            head.append(b"connection: close")
+        head.append(_LINE_END)
+        self._out.append(_LINE_END.join(head))
 
     def send(self, data: bytes) -> None:
         """Add a piece of the body to what `flush` writes."""

@@ -50,6 +50,11 @@ _REQUEST_ID_HEADERS: Final = frozenset(
         b"x-debug-trace-id",
     }
 )
+_READ_HEADERS: Final = _REQUEST_ID_HEADERS | {
+    b"content-encoding",
+    b"content-length",
+    b"content-type",
+}
 
 
 class Outcome(Enum):
@@ -149,16 +154,7 @@ class Relay:
         self._status = status
         self._reason = reason
         self._headers = headers
-        content_type = content_encoding = b""
-        for name, value in headers:
-            if name == b"content-type":
-                content_type = value
-            elif name == b"content-length":
-                self._length = int(value)  # the parser has checked it
-            elif name == b"content-encoding":
-                content_encoding = value
-            elif name in _REQUEST_ID_HEADERS and record.vendor_request_id is None:
-                record.vendor_request_id = header_text(value)
+        content_type, content_encoding = self._read_headers(headers)
         if status >= STATUS_ERROR_MIN:
             self._error_body = bytearray()
             return
@@ -184,6 +180,22 @@ class Relay:
         if exchange.started:  # streams are open for long, and heads are some KiB
             self._headers = []
             exchange.forget_headers()
+
+    def _read_headers(self, headers: Headers) -> tuple[bytes, bytes]:
+        """Take in what an answer's head says; return its content type and encoding."""
+        content_type = content_encoding = b""
+        for name, value in headers:
+            if name not in _READ_HEADERS:
+                continue
+            if name == b"content-type":
+                content_type = value
+            elif name == b"content-length":
+                self._length = int(value)  # the parser has checked it
+            elif name == b"content-encoding":
+                content_encoding = value
+            elif self._record.vendor_request_id is None:
+                self._record.vendor_request_id = header_text(value)
+        return content_type, content_encoding
 
     def _begin(self, headers: Headers, *, length: int | None = None) -> None:
         """Write the answer's head to the client."""
