@@ -223,6 +223,7 @@ class CallPath:
         await asyncio.sleep(0)  # the call is dispatched in between
         self._answer(vendor)
         assert self._socket.taken > len(self._reads[-1]), "the first call failed"
+        await asyncio.sleep(0)  # it was a task, which ends by now: the next one waits for no other
 
     async def call(self) -> None:
         """Make a call; the next one comes in another round of the loop."""

@@ -136,7 +136,7 @@ def _silent_metrics(tally: Tally) -> type[Metrics]:
 def _fixed_headers_up(tally: Tally) -> Callable[..., bytes]:
     """No header of the client's is looked at."""
 
-    def fixed(_: object, *, target: Target, body_length: int | None, **__: object) -> bytes:
+    def fixed(target: Target, _: object, *, body_length: int | None) -> bytes:
         tally.count += 1
         length = b"" if body_length is None else b"content-length: %d\r\n" % body_length
         return target.head + b"content-type: application/json\r\n" + length
@@ -158,7 +158,7 @@ STAND_INS: Final[Mapping[str, Mapping[Seam, Callable[[Tally], object]]]] = Mappi
         "metering": {("gateway.proxy.relay", "open_meter"): _no_meter},
         "metrics": {("gateway.app", "Metrics"): _silent_metrics},
         "header-policy": {
-            ("gateway.proxy.preparation", "upstream_headers"): _fixed_headers_up,
+            ("gateway.proxy.preparation", "upstream_lines"): _fixed_headers_up,
             ("gateway.proxy.relay", "downstream_headers"): _fixed_headers_down,
         },
     }

@@ -7,8 +7,9 @@ import os
 from collections.abc import Callable
 from typing import Final
 
-_RANDOM_POOL_BYTES: Final = 10 * 256  # randomness is fetched for 256 ids at a time
-_ID_DIGITS: Final = 20  # hexadecimal ones of randomness in an id
+_IDS_AT_ONCE: Final = 64  # randomness is fetched for so many
+_ID_BYTES: Final = 10  # of randomness in an id
+_ID_DIGITS: Final = 2 * _ID_BYTES
 _VARIANT: Final = {f"{digit:x}": "89ab"[digit & 3] for digit in range(16)}  # 0b10 and two bits
 
 
@@ -23,8 +24,7 @@ class IdMaker:
         """`unix_seconds` dates the ids; `random_bytes(n)` gives n unpredictable bytes."""
         self._unix_seconds = unix_seconds
         self._random_bytes = random_bytes
-        self._pool = ""
-        self._at = 0
+        self._ends: list[str] = []  # of ids to come
         self._milliseconds = -1
         self._dated = ""  # the part that tells the milliseconds
 
@@ -34,10 +34,12 @@ class IdMaker:
         if milliseconds != self._milliseconds:
             digits = f"{milliseconds & 0xFFFF_FFFF_FFFF:012x}"
             self._milliseconds, self._dated = milliseconds, f"{digits[:8]}-{digits[8:]}-7"
-        at = self._at
-        if at >= len(self._pool):
-            self._pool = self._random_bytes(_RANDOM_POOL_BYTES).hex()
-            at = 0
-        self._at = at + _ID_DIGITS
-        random = self._pool[at : at + _ID_DIGITS]
-        return f"{self._dated}{random[:3]}-{_VARIANT[random[3]]}{random[4:7]}-{random[7:19]}"
+        if not self._ends:
+            self._ends = _ends(self._random_bytes(_IDS_AT_ONCE * _ID_BYTES).hex())
+        return self._dated + self._ends.pop()
+
+
+def _ends(random: str) -> list[str]:
+    """Return what stands behind the date and version of ids, from their random digits."""
+    each = (random[at : at + _ID_DIGITS] for at in range(0, len(random), _ID_DIGITS))
+    return [f"{one[:3]}-{_VARIANT[one[3]]}{one[4:7]}-{one[7:19]}" for one in each][::-1]

@@ -230,8 +230,8 @@ class _Calls:
     )
 
     def __init__(self) -> None:
-        self.statuses: dict[str, int] = {}
-        self.sources: dict[str, int] = {}
+        self.statuses: Counter[str] = Counter()
+        self.sources: Counter[str] = Counter()
         self.first_byte = _Histogram(_FIRST_BYTE_BOUNDS)
         self.duration = _Histogram(_DURATION_BOUNDS)
         self.input = self.cache_read = self.cache_write = self.output = self.reasoning = 0
@@ -273,19 +273,23 @@ class Metrics:
         calls = self._calls.get((vendor, endpoint))
         if calls is None:
             calls = self._new_calls(vendor, endpoint)
-        statuses = calls.statuses
-        statuses[status] = statuses.get(status, 0) + 1
+        calls.statuses[status] += 1
         calls.duration.observe(duration_seconds)
         if ttfb_seconds is not None:
             calls.first_byte.observe(ttfb_seconds)
         if usage.source != "vendor":
-            calls.sources[usage.source] = calls.sources.get(usage.source, 0) + 1
-        calls.input += usage.input_tokens or 0
-        calls.cache_read += usage.cache_read_tokens or 0
-        calls.cache_write += usage.cache_write_tokens or 0
-        reasoning = usage.reasoning_tokens or 0
-        calls.reasoning += reasoning
-        calls.output += (usage.output_tokens or 0) - reasoning
+            calls.sources[usage.source] += 1
+        if usage.input_tokens:
+            calls.input += usage.input_tokens
+        if usage.output_tokens:
+            calls.output += usage.output_tokens
+        if usage.reasoning_tokens:  # it is a class of its own
+            calls.reasoning += usage.reasoning_tokens
+            calls.output -= usage.reasoning_tokens
+        if usage.cache_read_tokens:
+            calls.cache_read += usage.cache_read_tokens
+        if usage.cache_write_tokens:
+            calls.cache_write += usage.cache_write_tokens
         if usage.flags:
             self._flags.update(usage.flags)
         if status in _VENDOR_FAILURES:

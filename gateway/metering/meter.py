@@ -8,6 +8,7 @@ piece.
 
 from collections.abc import Callable, Mapping, Sequence
 from enum import StrEnum
+from functools import lru_cache
 from types import MappingProxyType
 from typing import Final, Protocol
 
@@ -40,6 +41,7 @@ HEAD_BYTES_MAX: Final = 64 * 1024  # of an answer in one piece: the model's name
 TAIL_BYTES_MAX: Final = 256 * 1024  # and the usage here
 
 _STATUS_ERROR_MIN: Final = 400
+_CACHED_TYPES_MAX: Final = 64  # content types; vendors have a handful
 _EDGE_BYTES: Final = 64  # an answer's first and last bracket have at most some space around them
 
 
@@ -392,6 +394,8 @@ def open_meter(
             return NullMeter()
         reader.read_headers(headers)
         meter = _meter_of(reader, stream=stream, media_type=media_type)
+    if not content_encoding:
+        return meter
     encoding = content_encoding.strip().lower()
     if encoding in _PLAIN:
         return meter
@@ -401,13 +405,15 @@ def open_meter(
 
 def _meter_of(reader: UsageReader, *, stream: bool, media_type: bytes) -> Meter:
     """Return what reads an answer of this type, its encoding removed."""
+    if media_type == b"application/json":
+        return WholeMeter(reader)
     if media_type == b"text/event-stream":
         return StreamMeter(reader)
     if media_type in MEDIA_TYPES:
         return StreamMeter(reader, parser=LineParser)
     if media_type == AWS_MEDIA_TYPE:
         return StreamMeter(reader, parser=AwsEventParser)
-    if media_type == b"application/json" or media_type.endswith(b"+json"):
+    if media_type.endswith(b"+json"):
         return WholeMeter(reader)
     return StreamMeter(reader) if stream else WholeMeter(reader)
 
@@ -417,6 +423,7 @@ def is_in_lines(content_type: bytes) -> bool:
     return _media_type(content_type) in MEDIA_TYPES
 
 
+@lru_cache(maxsize=_CACHED_TYPES_MAX)
 def _media_type(content_type: bytes) -> bytes:
     return content_type.partition(b";")[0].strip().lower()
 

@@ -382,6 +382,8 @@ def member_spans(
             if name in spans:
                 raise _doubtful(name, "is in the body twice")
             spans[name] = span
+        elif name in _NAMES:
+            pass  # it is what it seems
         elif len(name) <= _ESCAPED_NAME_BYTES_MAX and (
             name.lower() in wanted or b"\\" in name or not name.isascii()
         ):

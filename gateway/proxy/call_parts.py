@@ -17,8 +17,8 @@ OnDefect = Callable[[str, BaseException], None]
 class Authenticator(Protocol):
     """Finds out who is calling."""
 
-    def find_cached(self, token: bytes) -> Caller | None:
-        """Return the caller if that takes no waiting."""
+    def find_cached(self, digest: bytes) -> Caller | None:
+        """Return the caller whose token has this digest, if that takes no waiting."""
 
     async def authenticate(self, candidates: Sequence[bytes], address: str) -> Caller:
         """Return the caller. Raises GatewayError."""

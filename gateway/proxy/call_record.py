@@ -9,18 +9,15 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final, Protocol
 
-from gateway.auth.caller import Caller
 from gateway.clock import DatabaseClock
 from gateway.metering.usage import Usage
 from gateway.proxy.call_row import (
     ClosePart,
     MeteredObject,
-    OpenPart,
-    encode_open,
     encode_whole,
+    open_part,
     rfc3339,
 )
-from gateway.proxy.endpoints import Endpoint
 
 TEXT_CHARS_MAX: Final = 256  # of what a client or vendor put in a header
 
@@ -83,33 +80,15 @@ class RecordKeeper:
 class CallRecord:
     """One attempt, from its first byte to the vendor to its last byte to the client."""
 
-    __slots__ = (
-        "_endpoint_name",
-        "_first_byte_at",
-        "_id",
-        "_keeper",
-        "_open_row",
-        "_started",
-        "_vendor",
-        "closed",
-        "http_status",
-        "metered_object",
-        "vendor_request_id",
-    )
+    closed = False
+    http_status: int | None = None
+    vendor_request_id: str | None = None
+    # The stored object whose usage this is: the ledger takes it once.
+    metered_object: MeteredObject | None = None
+    _first_byte_at: float | None = None
 
     def __init__(self, keeper: RecordKeeper) -> None:
         self._keeper = keeper
-        self._id = ""
-        self._vendor = ""
-        self._endpoint_name = ""
-        self._open_row = b""
-        self._started = 0.0
-        self.closed = False
-        self._first_byte_at: float | None = None
-        self.http_status: int | None = None
-        self.vendor_request_id: str | None = None
-        # The stored object whose usage this is: the ledger takes it once.
-        self.metered_object: MeteredObject | None = None
 
     def open(
         self,
@@ -118,50 +97,37 @@ class CallRecord:
         call_id: str,
         attempt: int,
         retry_of: str | None,
-        caller: Caller,
         vendor: str,
-        endpoint: Endpoint,
-        model: str | None,
-        stream: bool,
-        session_id: str | None,
+        endpoint_name: str,
+        purpose: bytes,
         block_ids: tuple[str, ...],
         started: float,
     ) -> None:
-        """Write the open line; `started` is when the call came. Raises JournalFull."""
+        """Write the open line; `started` is when the call came. Raises JournalFull.
+
+        `purpose` is what `encode_purpose` gave.
+        """
         admitted = self._keeper.clock.earliest()
-        time = rfc3339(admitted)
         self._id = attempt_id
         self._vendor = vendor
-        self._endpoint_name = endpoint.name
+        self._endpoint_name = endpoint_name
         self._started = started
-        self._open_row = encode_open(
-            OpenPart(
-                id=attempt_id,
-                call_id=call_id,
-                attempt=attempt,
-                time=time,
-                month=time[:7],
-                org_id=caller.org_id,
-                workspace_id=caller.workspace_id,
-                user_id=caller.user_id,
-                token_id=caller.token_id,
-                vendor=vendor,
-                endpoint=endpoint.name,
-                client_format=endpoint.wire.name,
-                stream=stream,
-                counted=endpoint.counts,
-                retry_of=retry_of,
-                model_requested=model,
-                session_id=session_id,
-            )
+        self._open_row = open_part(
+            purpose,
+            attempt_id=attempt_id,
+            call_id=call_id,
+            attempt=attempt,
+            retry_of=retry_of,
+            time=rfc3339(admitted),
         )
         self._keeper.log.open_call(
             attempt_id, self._open_row, admitted=admitted, block_ids=block_ids
         )
 
-    def first_byte(self) -> None:
+    def first_byte(self, http_status: int) -> None:
         """An answer begins."""
         self._first_byte_at = self._keeper.now()
+        self.http_status = http_status
 
     def note_end(self, status: Status, usage: Usage, *, bytes_up: int, bytes_down: int) -> None:
         """Write what the row is if nothing more comes: the client may have the whole answer."""

@@ -1,7 +1,8 @@
 """The row that one attempt of a call leaves: declared here, encoded in two parts.
 
 The open part is known before anything goes to the vendor, the close part when the answer has ended;
-joined they are one JSON object, a usage event by its names. What is not known is left out.
+joined they are one JSON object, a usage event by its names. What is not known is left out. Most of
+an open part is the same from call to call of a client: it is encoded once, and kept.
 """
 
 from collections.abc import Callable
@@ -14,11 +15,12 @@ import msgspec
 from gateway.metering.usage import Flag, Usage
 
 _MICROSECONDS: Final = 1_000_000
+MONTH_CHARS: Final = len("2026-11")
 _SECONDS_KEPT: Final = 16  # texts of whole seconds: calls of one second share theirs
 
 _encode: Final = msgspec.json.Encoder().encode
-# Returns an `OpenPart` as a JSON object.
-encode_open: Final[Callable[["OpenPart"], bytes]] = _encode
+# Returns a `Purpose` as a JSON object.
+encode_purpose: Final[Callable[["Purpose"], bytes]] = _encode
 
 
 class MeteredObject(NamedTuple):
@@ -33,14 +35,9 @@ class MeteredObject(NamedTuple):
     is_deferred: bool
 
 
-class OpenPart(msgspec.Struct, kw_only=True, omit_defaults=True):
-    """What is known of an attempt when it goes to the vendor."""
+class Purpose(msgspec.Struct, kw_only=True, omit_defaults=True):
+    """Who calls what: what an attempt's row has in common with others of this client's."""
 
-    id: str
-    call_id: str
-    attempt: int
-    time: str  # of admission
-    month: str
     org_id: str
     workspace_id: str
     user_id: str
@@ -50,9 +47,23 @@ class OpenPart(msgspec.Struct, kw_only=True, omit_defaults=True):
     client_format: str
     stream: bool
     counted: bool
-    retry_of: str | None = None
     model_requested: str | None = None
     session_id: str | None = None
+
+
+def open_part(
+    purpose: bytes, *, attempt_id: str, call_id: str, attempt: int, retry_of: str | None, time: str
+) -> bytes:
+    """Return what is known of an attempt when it goes to the vendor, as a JSON object.
+
+    `purpose` is what `encode_purpose` gave, `time` that of its admission.
+    """
+    retry = f'"retry_of":"{retry_of}",' if retry_of is not None else ""
+    head = (
+        f'{{"id":"{attempt_id}","call_id":"{call_id}","attempt":{attempt},'
+        f'"time":"{time}","month":"{time[:MONTH_CHARS]}",{retry}'
+    )
+    return head.encode() + purpose[1:]
 
 
 class ClosePart(msgspec.Struct, kw_only=True, omit_defaults=True):
@@ -124,7 +135,7 @@ class ClosePart(msgspec.Struct, kw_only=True, omit_defaults=True):
 
 
 def encode_whole(opened: bytes, part: ClosePart) -> bytes:
-    """Return the whole row as a JSON object; `opened` is what `encode_open` gave."""
+    """Return the whole row as a JSON object; `opened` is its open part."""
     try:
         closed = _encode(part)
     except UnicodeEncodeError:  # half a surrogate in a text that a vendor sent

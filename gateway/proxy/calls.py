@@ -36,7 +36,8 @@ from gateway.proxy.call_parts import (
     OnRefusal,
     Permits,
 )
-from gateway.proxy.call_record import CallRecord, RecordKeeper, Status, header_text
+from gateway.proxy.call_plan import CallPlan, plan_of
+from gateway.proxy.call_record import CallRecord, RecordKeeper, Status
 from gateway.proxy.cloud_paths import find, guess_wire
 from gateway.proxy.endpoints import Match, in_format
 from gateway.proxy.errand import as_a_task
@@ -61,9 +62,6 @@ from gateway.proxy.upstream import UpstreamConnection, UpstreamPool
 
 ATTEMPTS_MAX: Final = 2  # the second only when a reused connection died before any byte
 
-_SESSION_HEADERS: Final = frozenset(
-    (b"x-claude-code-session-id", b"session-id", b"x-session-id", b"x-session-affinity")
-)
 _HEALTHY: Final = b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\nx-content-type-options: nosniff\r\n\r\n"
 
 # A page may send what its SDK sends: the token in it is what counts.
@@ -79,6 +77,7 @@ class Call(msgspec.Struct, eq=False):
     id: str
     caller: Caller
     exchange: Exchange
+    plan: CallPlan
     started: float
     relay: Relay | None = None
     permits: tuple[PermitLimit, ...] = ()  # that it holds
@@ -177,12 +176,17 @@ class Calls:
             if self._cors_origins and self._is_preflight(exchange):
                 exchange.respond(_PREFLIGHT)
                 return
-            match = self._match(exchange)
-            if match is None:
-                exchange.respond(_HEALTHY)
-                return
-            caller = await self._who(exchange, self._in_format(match, None))
-            call = Call(call_id, caller, exchange, started)
+            plan = exchange.plan
+            if plan is None:
+                match = self._match(exchange)
+                if match is None:
+                    exchange.respond(_HEALTHY)
+                    return
+                plan = exchange.plan = plan_of(match, exchange.headers, exchange.query)
+            match = plan.match
+            caller = await self._who(exchange, plan, self._in_format(match, None))
+            exchange.remember_head(plan)
+            call = Call(call_id, caller, exchange, plan, started)
             self._live.register(call)
             await self._permit(call)
             match = self._in_format(match, caller)
@@ -190,7 +194,7 @@ class Calls:
                 self._answer_models(call, match)
             else:
                 request = await self._preparation.prepare(
-                    exchange, match, caller=caller, call_id=call_id
+                    exchange, match, plan=plan, caller=caller, call_id=call_id
                 )
                 await self._dispatch(call, request)
         except GatewayError as error:
@@ -274,16 +278,17 @@ class Calls:
         named = self._routing(caller).target(match.vendor)
         return match if named is None else in_format(match, named.kind.wire.name)
 
-    async def _who(self, exchange: Exchange, match: Match) -> Caller:
+    async def _who(self, exchange: Exchange, plan: CallPlan, match: Match) -> Caller:
         """Return the caller; also whether this worker may admit it at all."""
         if self.draining:
             raise Draining
         if not self._lease_holds():
             raise DatabaseAway
-        candidates = token_candidates(exchange.headers, exchange.query)
-        caller = self._authenticator.find_cached(candidates[0]) if len(candidates) == 1 else None
-        if caller is None and candidates:
-            caller = await self._authenticator.authenticate(candidates, exchange.address)
+        caller = None if plan.digest is None else self._authenticator.find_cached(plan.digest)
+        if caller is None:
+            candidates = token_candidates(exchange.headers, exchange.query)
+            if candidates:
+                caller = await self._authenticator.authenticate(candidates, exchange.address)
         if caller is None:
             digest = self._upload_tickets.open(exchange.query) if match.is_resumable else None
             if digest is None:
@@ -440,33 +445,31 @@ class Calls:
                 )
                 make_relay = relay_class(stored)
             relay = make_relay(
-                exchange=exchange,
-                record=record,
-                endpoint=request.endpoint,
-                target=request.target,
+                exchange,
+                request,
+                record,
                 call_id=call.id,
-                stream=request.stream,
-                take_usage_out=request.sent.asked_usage,
-                bytes_up=len(request.sent.body),
-                on_answer=request.sent.forget,
                 may_retry=connection.reused and attempt < ATTEMPTS_MAX,
                 times=self._times,
                 loop=self._loop,
                 stored=stored,
             )
             self._check_admitted(call)
-            head = request_head(exchange, request, now=self._wall_clock())
+            head = request_head(exchange, request, plan=call.plan, now=self._wall_clock())
             record.open(
                 attempt_id=attempt_id,
                 call_id=call.id,
                 attempt=attempt,
                 retry_of=retry_of,
-                caller=call.caller,
                 vendor=request.target.name,
-                endpoint=request.endpoint,
-                model=request.model,
-                stream=request.stream,
-                session_id=_session_id(exchange),
+                endpoint_name=request.endpoint.name,
+                purpose=call.plan.purpose(
+                    caller=call.caller,
+                    vendor=request.target.name,
+                    endpoint=request.endpoint,
+                    model=request.model,
+                    stream=request.stream,
+                ),
                 block_ids=blocks,
                 started=call.started,
             )
@@ -476,14 +479,7 @@ class Calls:
             raise
         call.relay = relay
         try:
-            relay.dispatch(connection, head, request.sent.body)
+            relay.dispatch(connection, head)
         except Exception as error:  # noqa: BLE001 - whoever waits for this call hears of it
             relay.on_defect(error)
         return relay
-
-
-def _session_id(exchange: Exchange) -> str | None:
-    for name, value in exchange.headers:
-        if name in _SESSION_HEADERS:
-            return header_text(value)
-    return None

@@ -35,7 +35,9 @@ from gateway.limits import (
 )
 from gateway.proxy.body_budget import BodyBudget
 from gateway.proxy.client_peer import StallWatch, is_loopback
-from gateway.proxy.exchange import Exchange, Headers
+from gateway.proxy.exchange import Exchange
+from gateway.proxy.headers import Headers
+from gateway.proxy.known_heads import KnownHead, KnownHeads
 from gateway.proxy.request_head import check_head, is_path, read_line, without_upgrade
 
 BODY_GRACE_SECONDS: Final = 10.0  # before the floor on a body's speed holds
@@ -50,6 +52,7 @@ class Owner(Protocol):
 
     loop: asyncio.AbstractEventLoop
     budget: BodyBudget
+    known_heads: KnownHeads
     hosts: frozenset[bytes] | None
     draining: bool
 
@@ -80,6 +83,7 @@ class ClientConnection(asyncio.Protocol):
         """Take the lane that it is part of."""
         self._lane = lane
         self.budget = lane.budget
+        self.known_heads = lane.known_heads
         self.address = ""
         self.body_holders: tuple[str, ...] = ()
         self._transport: asyncio.Transport | None = None
@@ -91,6 +95,8 @@ class ClientConnection(asyncio.Protocol):
         self._line: bytes | None = None  # what came of the request line that began a read
         self._target = b""
         self._headers: Headers = []
+        self._new_head: tuple[bytes, bytes] | None = None  # digest and bytes of one not known
+        self._body_left = 0  # of a body behind a known head, which the parser does not see
         self._plain_head = b""  # to be parsed in place of one that offered another protocol
         self._refused_headers: Headers = []
         self._head_bytes = 0  # read while no head was whole
@@ -139,11 +145,18 @@ class ClientConnection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Parse one read, in pieces where it is large."""
+        if len(data) >= READ_AT_ONCE_BYTES:
+            self._let_others_read()
+        if self._head_whole and self._is_at_rest():
+            found = self.known_heads.find(data)
+            if found is not None and found.known is not None:
+                if self._take_known(found.known, data, body_at=found.body_at, length=found.length):
+                    return
+            elif found is not None:
+                self._new_head = found.digest, data[: found.body_at]
         if len(data) <= PARSED_BYTES_MAX:
             self._take(data)
             return
-        if len(data) >= READ_AT_ONCE_BYTES:
-            self._let_others_read()
         at = 0
         while at < len(data):
             left = 0 if self._reading is None else self._body_length - self._body_bytes
@@ -152,6 +165,46 @@ class ClientConnection(asyncio.Protocol):
             ]  # a body of known length has no bounds
             self._take(piece)
             at += len(piece)
+
+    def _is_at_rest(self) -> bool:
+        """Return whether all that came before is answered, and more is welcome."""
+        return not (
+            self._waiting
+            or self._reading is not None
+            or self._answering is not None
+            or self._closing
+            or self._stopped
+            or self._lingering_since is not None
+        )
+
+    def _take_known(self, known: KnownHead, data: bytes, *, body_at: int, length: int) -> bool:
+        """Take a request whose head is known, without the parser; return whether that can be."""
+        left = length - (len(data) - body_at)
+        if left < 0 or length > REQUEST_BODY_BYTES_MAX:
+            return False  # more was sent ahead, or more than may be
+        exchange = Exchange(
+            self,
+            method=known.method,
+            path=known.path,
+            query=known.query,
+            headers=None,
+            known=known,
+            raw_head=data[:body_at],
+        )
+        exchange.keep_alive = not self._lane.draining
+        self._since = self._lane.loop.time()
+        self._waiting.append(exchange)
+        exchange.feed_body(data[body_at:])
+        if left:
+            self._reading = exchange
+            self._body_length = length
+            self._body_bytes = length - left
+            self._body_left = left
+        else:
+            exchange.end_body()
+        self._answering = exchange
+        self._lane.start(exchange)
+        return True
 
     def _let_others_read(self) -> None:
         """Read on in the loop's next round: it would stay with a fast client for many reads."""
@@ -221,6 +274,10 @@ class ClientConnection(asyncio.Protocol):
         return GatewayError()
 
     def _parse(self, data: bytes) -> None:
+        if self._body_left:
+            data = self._take_body(data)
+            if not data:
+                return
         while True:
             try:
                 self._parser.feed_data(data)
@@ -233,6 +290,15 @@ class ClientConnection(asyncio.Protocol):
                 return
             self._parser = httptools.HttpRequestParser(self)
             self._parser.feed_data(self._plain_head)
+
+    def _take_body(self, data: bytes) -> bytes:
+        """Take a piece of a body behind a known head; return what comes behind the body."""
+        piece = data[: self._body_left]
+        self._body_left -= len(piece)
+        self.on_body(piece)
+        if not self._body_left:
+            self.on_message_complete()
+        return data[len(piece) :]
 
     def _check_framing(self, reading: Exchange, body_bytes: int, size: int) -> None:
         """Refuse a body of which nothing comes but extensions of chunks, or trailers."""
@@ -311,25 +377,32 @@ class ClientConnection(asyncio.Protocol):
         check_head(version=version, target=self._target, headers=headers, hosts=self._lane.hosts)
         if self._parser.should_upgrade():
             self._refused_headers = headers
+            self._new_head = None
             self._plain_head = without_upgrade(
                 method=method, version=version, target=self._target, headers=headers
             )
             return
         if len(self._waiting) >= PIPELINED_REQUESTS_MAX:
             raise RequestInvalid("Too many requests were sent ahead on this connection.")
-        exchange = Exchange(self, method=method, target=self._target, headers=headers)
+        exchange = self._exchange(method, self._target, headers)
         exchange.is_http10 = version == "1.0"
         exchange.keep_alive = (
             self._parser.should_keep_alive() and not exchange.is_http10 and not self._lane.draining
         )
         self._body_length = 0
+        is_plain = exchange.keep_alive  # else the head may not be remembered
         for name, value in headers:
             if name == b"content-length":
                 self._body_length = int(value)
                 if self._body_length > REQUEST_BODY_BYTES_MAX:
                     exchange.fail_body(BodyTooLarge())
-            elif name == b"expect" and value.lower() == b"100-continue":
-                exchange.expects_continue = True
+            elif name == b"expect":
+                is_plain = False
+                if value.lower() == b"100-continue":
+                    exchange.expects_continue = True
+        new_head, self._new_head = self._new_head, None
+        if new_head is not None and is_plain:
+            exchange.offer_head(*new_head)
         self._reading = exchange
         self._since = self._lane.loop.time()
         self._body_bytes = 0
@@ -337,6 +410,12 @@ class ClientConnection(asyncio.Protocol):
         self._waiting.append(exchange)
         if len(self._waiting) == 1:
             self._unstarted = exchange
+
+    def _exchange(self, method: bytes, target: bytes, headers: Headers) -> Exchange:
+        path, _, query = target.partition(b"?")
+        return Exchange(
+            self, method=method, path=path.decode("ascii"), query=query, headers=headers
+        )
 
     def on_body(self, body: bytes) -> None:
         """Take a piece of the body."""
@@ -468,7 +547,7 @@ class ClientConnection(asyncio.Protocol):
 
     def _answer_refused(self, error: GatewayError) -> None:
         target = self._target if is_path(self._target) else b"/"
-        exchange = Exchange(self, method=b"GET", target=target, headers=self._refused_headers)
+        exchange = self._exchange(b"GET", target, self._refused_headers)
         exchange.body_whole = True
         exchange.keep_alive = False
         self._lane.refuse(exchange, error)  # and `on_answered` does the rest

@@ -9,10 +9,12 @@ from typing import Final, Protocol
 from gateway.errors import BodyBudgetSpent, BodyTooLarge, GatewayError
 from gateway.limits import REQUEST_BODY_BYTES_MAX
 from gateway.proxy.body_budget import BodyBudget
+from gateway.proxy.call_plan import CallPlan
 from gateway.proxy.errand import Errand, News
+from gateway.proxy.headers import Headers
+from gateway.proxy.known_heads import KnownHead, KnownHeads
 
-Headers = list[tuple[bytes, bytes]]
-
+_LINE_END: Final = b"\r\n"
 _CORS_PREFIX: Final = b"access-control-"
 _CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
 
@@ -36,6 +38,7 @@ class Connection(Protocol):
     address: str
     body_holders: tuple[str, ...]
     budget: BodyBudget
+    known_heads: KnownHeads
     is_behind: bool  # more waits for the client than may
 
     @property
@@ -63,57 +66,88 @@ class Connection(Protocol):
 class Exchange:
     """One request of a client, and its answer."""
 
-    __slots__ = (
-        "_body",
-        "_body_news",
-        "_charged",
-        "_chunked",
-        "_connection",
-        "_holders",
-        "_out",
-        "answered",
-        "body_error",
-        "body_whole",
-        "cors_origin",
-        "errand",
-        "expects_continue",
-        "headers",
-        "is_head",
-        "is_http10",
-        "keep_alive",
-        "method",
-        "path",
-        "query",
-        "sink",
-        "started",
-    )
+    # As it is until something happens; what each request has of its own costs each request.
+    is_http10 = False
+    keep_alive = True
+    expects_continue = False
+    cors_origin: bytes | None = None  # whose pages may read the answer
+    sink: Sink | None = None
+    errand: Errand | None = None
+    plan: CallPlan | None = None
+    head_digest: bytes | None = None  # under which the head may be remembered
+    started = False  # some of the answer was written
+    answered = False
+    body_whole = False
+    body_error: GatewayError | None = None
+    _body: bytes | bytearray = b""
+    _body_news: News[None] | None = None
+    _charged = 0
+    _chunked = False
 
     def __init__(
-        self, connection: Connection, *, method: bytes, target: bytes, headers: Headers
+        self,
+        connection: Connection,
+        *,
+        method: bytes,
+        path: str,
+        query: bytes,
+        headers: Headers | None,
+        known: KnownHead | None = None,
+        raw_head: bytes = b"",
     ) -> None:
-        """Header names are in lower case; `path` and `query` are as sent, without the '?'."""
+        """`path` and `query` are as sent, without the '?'; header names are in lower case.
+
+        `headers` are None where the head is `known`: then they are read out of `raw_head`, if
+        anyone asks for them.
+        """
         self._connection = connection
         self.method = method
-        path, _, self.query = target.partition(b"?")
-        self.path = path.decode("ascii")
-        self.headers = headers
+        self.path = path
+        self.query = query
+        self._headers = headers
+        self._known = known
+        self._raw_head = raw_head
+        if known is not None:
+            self.plan = known.plan
         self.is_head = method == b"HEAD"
-        self.is_http10 = False
-        self.keep_alive = True
-        self.expects_continue = False
-        self.cors_origin: bytes | None = None  # whose pages may read the answer
-        self.sink: Sink | None = None
-        self.errand: Errand | None = None
-        self.started = False  # some of the answer was written
-        self.answered = False
-        self.body_whole = False
-        self.body_error: GatewayError | None = None
-        self._body: bytes | bytearray = b""
-        self._body_news: News[None] | None = None
-        self._charged = 0
         self._holders: tuple[str, ...] = connection.body_holders
-        self._chunked = False
         self._out: list[bytes] = []  # to be written
+
+    # the request's head
+
+    @property
+    def headers(self) -> Headers:
+        """The request's headers, names in lower case; none once they are forgotten."""
+        headers = self._headers
+        if headers is None:
+            assert self._known is not None
+            headers = self._headers = self._known.headers(self._raw_head)
+        return headers
+
+    def forget_headers(self) -> None:
+        """Let the head go: streams are open for long, and heads are some KiB."""
+        self._headers = []
+        self._raw_head = b""
+
+    def offer_head(self, digest: bytes, raw: bytes) -> None:
+        """Take the bytes that the head was parsed from: it may be remembered, as `digest`."""
+        if sum(name == b"content-length" for name, _ in self.headers) == 1:
+            self.head_digest, self._raw_head = digest, raw
+
+    def remember_head(self, plan: CallPlan) -> None:
+        """Have the next request with this head go by this plan, if it is one to be remembered."""
+        if self.head_digest is None:
+            return
+        known = KnownHead(
+            method=self.method,
+            path=self.path,
+            query=self.query,
+            headers=self.headers,
+            plan=plan,
+        )
+        if known.headers(self._raw_head) == self.headers:
+            self._connection.known_heads.remember(self.head_digest, known)
+        self.head_digest = None
 
     @property
     def address(self) -> str:
@@ -217,25 +251,25 @@ class Exchange:
         `length` is the body's in bytes, None where it is not known; `no_body`: 204, 304, HEAD.
         """
         self.started = True
-        head = [b"HTTP/1.1 %d %b\r\n" % (status, reason)]
+        head = [b"HTTP/1.1 %d %b" % (status, reason)]
         if self.cors_origin is not None:  # a second opinion on it would make browsers refuse
             headers = [one for one in headers if not one[0].startswith(_CORS_PREFIX)]
-        head += [b"%b: %b\r\n" % header for header in headers]
+        head += map(b": ".join, headers)
         if self.cors_origin is not None:
-            head.append(_cors_lines(self.cors_origin))
+            head.append(_cors_lines(self.cors_origin).removesuffix(_LINE_END))
         if length is not None:
-            head.append(b"content-length: %d\r\n" % length)
+            head.append(b"content-length: %d" % length)
         elif not no_body:
             if self.is_http10:
                 self.keep_alive = False
             else:
                 self._chunked = True
-                head.append(b"transfer-encoding: chunked\r\n")
+                head.append(b"transfer-encoding: chunked")
         if not self.keep_alive or not self.body_whole or self._connection.draining:
             self.keep_alive = False
-            head.append(b"connection: close\r\n")
-        head.append(b"\r\n")
-        self._out.append(b"".join(head))
+            head.append(b"connection: close")
+        head.append(_LINE_END)
+        self._out.append(_LINE_END.join(head))
 
     def send(self, data: bytes) -> None:
         """Add a piece of the body to what `flush` writes."""

@@ -30,7 +30,7 @@ _CONNECTION: Final = frozenset(
         b"upgrade",
     }
 )
-_CREDENTIALS: Final = frozenset(
+CREDENTIALS: Final = frozenset(
     {
         b"api-key",
         b"authorization",
@@ -74,7 +74,7 @@ _ACCOUNT: Final = frozenset({b"openai-organization", b"openai-project", b"x-goog
 
 _OF_BODY: Final = frozenset({b"content-encoding", b"content-type"})  # how the gateway read it
 
-_DENIED_UP: Final = _CONNECTION | _CREDENTIALS | _FORWARDING | _REBUILT | _ACCOUNT | _PARTIAL
+_DENIED_UP: Final = _CONNECTION | CREDENTIALS | _FORWARDING | _REBUILT | _ACCOUNT | _PARTIAL
 _DENIED_UP_PREFIXES: Final = (
     b"cf-",
     b"x-amz-",  # a signature of the client's own
@@ -120,12 +120,36 @@ def upstream_headers(
     `body_length` in bytes, None for a request without a body; `drop_content_encoding` where the
     body goes up decoded. Events are asked for uncompressed: each is passed on as it comes.
     """
+    lines = passed_up(
+        headers,
+        account_headers=target.account_headers,
+        stream=stream,
+        drop_content_encoding=drop_content_encoding,
+    )
+    return upstream_lines(target, lines, body_length=body_length)
+
+
+def upstream_lines(target: Target, lines: bytes, *, body_length: int | None) -> bytes:
+    """Return the header lines of a request, of which `lines` are the client's that pass."""
+    if body_length is None:
+        return target.head + lines
+    return b"%b%bcontent-length: %d\r\n" % (target.head, lines, body_length)
+
+
+def passed_up(
+    headers: Sequence[tuple[bytes, bytes]],
+    *,
+    account_headers: bool,
+    stream: bool,
+    drop_content_encoding: bool = False,
+) -> bytes:
+    """Return the lines of a request's headers that a vendor gets; the rest is the gateway's own."""
     lines: list[bytes] = []
     accepted: list[bytes] = []
     left_out = {b"content-encoding"} if drop_content_encoding else set()
     for header in headers:
         name = header[0]
-        if _passes_up(name) or (target.account_headers and name in _ACCOUNT):
+        if _passes_up(name) or (account_headers and name in _ACCOUNT):
             lines.append(b": ".join(header))
         elif name == b"accept-encoding":
             accepted.append(header[1])
@@ -134,25 +158,20 @@ def upstream_headers(
     if left_out:
         lines = [line for line in lines if line.partition(b":")[0] not in left_out]
     encodings = _IDENTITY if stream or not accepted else _accept_encoding(b",".join(accepted))
-    lines.append(b"accept-encoding: " + encodings)
-    if body_length is not None:
-        lines.append(b"content-length: %d" % body_length)
-    lines.append(b"")
-    return target.head + b"\r\n".join(lines)
+    lines.append(b"accept-encoding: %b\r\n" % encodings)
+    return b"\r\n".join(lines)
 
 
 def downstream_headers(headers: Headers) -> Headers:
     """Return what passes of a vendor's headers, in order; the framing is the gateway's own."""
-    passed = [
-        header
-        for header in headers
-        if header[0] not in _DENIED_DOWN and not header[0].startswith(_OWN_PREFIX)
-    ]
-    for name, value in headers:
-        if name == b"connection":
-            named = _named(value)
-            passed = [header for header in passed if header[0] not in named]
-    return passed
+    passed: Headers = []
+    left_out: set[bytes] = set()
+    for header in headers:
+        if _passes_down(header[0]):
+            passed.append(header)
+        elif header[0] == b"connection":
+            left_out |= _named(header[1])
+    return [one for one in passed if one[0] not in left_out] if left_out else passed
 
 
 def without_ranges(headers: Sequence[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
@@ -196,6 +215,12 @@ def _passes_up(name: bytes) -> bool:
     if plain in _DENIED_UP or plain.startswith(_DENIED_UP_PREFIXES):
         return False
     return plain == name or plain not in _OF_BODY
+
+
+@lru_cache(maxsize=_CACHED_NAMES_MAX)
+def _passes_down(name: bytes) -> bool:
+    """Return whether a vendor's header goes to the client."""
+    return name not in _DENIED_DOWN and not name.startswith(_OWN_PREFIX)
 
 
 @lru_cache(maxsize=_CACHED_VALUES_MAX)

@@ -11,7 +11,7 @@ from typing import Final
 from gateway.errors import GatewayError, VendorBroke
 from gateway.metering.decoding import DECODERS, DecodingStopped
 from gateway.proxy.call_record import Status
-from gateway.proxy.exchange import Headers
+from gateway.proxy.headers import Headers
 from gateway.proxy.relay import STATUS_ERROR_MIN, Outcome, Relay
 from gateway.proxy.stored_pages import PAGE_BYTES_MAX, PageUnreadable
 

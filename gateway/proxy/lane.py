@@ -37,6 +37,7 @@ from gateway.proxy.client_connection import ClientConnection
 from gateway.proxy.client_peer import is_loopback
 from gateway.proxy.errand import Errand
 from gateway.proxy.exchange import Exchange
+from gateway.proxy.known_heads import KnownHeads
 
 SWEEP_SECONDS: Final = 1.0
 
@@ -70,6 +71,7 @@ class Lane:
         self._refuse = refuse
         self.loop = loop
         self.budget = BodyBudget()
+        self.known_heads = KnownHeads()
         self._errands: dict[Errand, Exchange] = {}
         self._quiet = asyncio.Event()
         self.connections: set[ClientConnection] = set()

@@ -22,12 +22,14 @@ from gateway.errors import (
     VendorNotAllowed,
 )
 from gateway.proxy.body import DecidingFields
+from gateway.proxy.call_plan import CallPlan
 from gateway.proxy.endpoints import Endpoint, Match
 from gateway.proxy.errand import as_a_task
 from gateway.proxy.exchange import Exchange
 from gateway.proxy.headers import (
     asks_for_part,
-    upstream_headers,
+    passed_up,
+    upstream_lines,
     upstream_query,
     without_ranges,
 )
@@ -106,6 +108,7 @@ class _Ask(msgspec.Struct, kw_only=True, eq=False):
     """A request on its way to becoming one for a vendor."""
 
     exchange: Exchange
+    plan: CallPlan
     match: Match
     caller: Caller
     call_id: str
@@ -147,7 +150,7 @@ class Preparation:
         self._before_call = before_call
 
     async def prepare(
-        self, exchange: Exchange, match: Match, *, caller: Caller, call_id: str
+        self, exchange: Exchange, match: Match, *, plan: CallPlan, caller: Caller, call_id: str
     ) -> Request:
         """Return what goes to whom. The client's body is held by nothing else from here on.
 
@@ -164,6 +167,7 @@ class Preparation:
         body = await exchange.read_body(org_id=caller.org_id)
         ask = _Ask(
             exchange=exchange,
+            plan=plan,
             match=match,
             caller=caller,
             call_id=call_id,
@@ -199,7 +203,8 @@ class Preparation:
         fields = read_fields(
             ask.body,
             endpoint=endpoint,
-            headers=ask.exchange.headers,
+            content_types=ask.plan.content_types,
+            content_encoding=ask.plan.content_encoding,
             model_required=_has_to_name_model(endpoint, caller),
         )
         if endpoint.wire is gemini.FORMAT and asks_for_part(ask.exchange.query):
@@ -245,7 +250,7 @@ class Preparation:
             route=route,
             match=match,
             stream=stream,
-            exchange=ask.exchange,
+            is_compressed=ask.plan.content_encoding is not None,
         )
         return Request(
             endpoint=endpoint,
@@ -319,23 +324,31 @@ class Preparation:
         )
 
 
-def request_head(exchange: Exchange, request: Request, *, now: float) -> bytes:
+def request_head(exchange: Exchange, request: Request, *, plan: CallPlan, now: float) -> bytes:
     """Return the request line and headers that go to the vendor; `now` is when it is signed.
+
+    `plan` is that of the exchange's head.
 
     Raises VendorKeyRefused.
     """
     target = request.target
     path = target.kind.target_path(target.base.path, request.path)
     query = upstream_query(exchange.query) if exchange.query else b""
-    use = request.endpoint.stored
+    use, sent = request.endpoint.stored, request.sent
     is_retrieval = use is not None and use.retrieves
-    headers = upstream_headers(
-        without_ranges(exchange.headers) if is_retrieval else exchange.headers,
-        target=target,
-        stream=request.stream,
-        body_length=None if exchange.method in _BODILESS else len(request.sent.body),
-        drop_content_encoding=request.sent.drop_content_encoding,
-    )
+    if is_retrieval or sent.drop_content_encoding:
+        lines = passed_up(
+            without_ranges(exchange.headers) if is_retrieval else exchange.headers,
+            account_headers=target.account_headers,
+            stream=request.stream,
+            drop_content_encoding=sent.drop_content_encoding,
+        )
+    else:
+        lines = plan.passed.get((target.account_headers, request.stream)) or plan.lines_up(
+            exchange.headers, account_headers=target.account_headers, stream=request.stream
+        )
+    body_length = None if exchange.method in _BODILESS else len(sent.body)
+    headers = upstream_lines(target, lines, body_length=body_length)
     if target.signer is not None:
         headers += credential_lines(
             target,
@@ -346,7 +359,9 @@ def request_head(exchange: Exchange, request: Request, *, now: float) -> bytes:
             body=request.sent.body,
             now=now,
         )
-    asked = path.encode("ascii") + (b"?" + query if query else b"")
+    asked = path.encode("ascii")
+    if query:
+        asked += b"?" + query
     return b"%b %b HTTP/1.1\r\n%b\r\n" % (exchange.method, asked, headers)
 
 
@@ -434,7 +449,7 @@ def _edited(
     route: Route,
     match: Match,
     stream: bool,
-    exchange: Exchange,
+    is_compressed: bool,
 ) -> Sent:
     """Return the body as it goes up: the client's own bytes, but for an alias and the usage."""
     endpoint = match.endpoint
@@ -452,7 +467,6 @@ def _edited(
     )
     if sent is None:
         return Sent(body=body, asked_usage=False, drop_content_encoding=False)
-    is_compressed = header_of(exchange, b"content-encoding") is not None
     return Sent(body=sent, asked_usage=asks_usage, drop_content_encoding=is_compressed)
 
 

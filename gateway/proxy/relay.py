@@ -9,7 +9,6 @@ event, at an event boundary, or where no event of ours can be put in, a broken c
 """
 
 import asyncio
-from collections.abc import Callable
 from enum import Enum, auto
 from http import HTTPStatus
 from typing import Final
@@ -27,12 +26,11 @@ from gateway.metering.meter import Meter, NullMeter, is_in_lines, open_meter
 from gateway.metering.sse import EventBoundary, UsageEventFilter
 from gateway.metering.usage import Usage
 from gateway.proxy.call_record import CallRecord, Status, header_text
-from gateway.proxy.endpoints import Endpoint
 from gateway.proxy.errand import News
 from gateway.proxy.error_responses import mask_keys, stream_error
-from gateway.proxy.exchange import Exchange, Headers
-from gateway.proxy.headers import downstream_headers
-from gateway.proxy.routing import Target
+from gateway.proxy.exchange import Exchange
+from gateway.proxy.headers import Headers, downstream_headers
+from gateway.proxy.preparation import Request
 from gateway.proxy.stored_answer import StoredAnswer
 from gateway.proxy.upstream import UpstreamConnection
 
@@ -52,6 +50,11 @@ _REQUEST_ID_HEADERS: Final = frozenset(
         b"x-debug-trace-id",
     }
 )
+_READ_HEADERS: Final = _REQUEST_ID_HEADERS | {
+    b"content-encoding",
+    b"content-length",
+    b"content-type",
+}
 
 
 class Outcome(Enum):
@@ -82,64 +85,60 @@ class RelayTimes:
 class Relay:
     """The answer to one attempt. It is the vendor connection's Reply and the client's Sink."""
 
+    # As it is until an answer begins; what each call has of its own costs each call.
+    error: GatewayError | None = None
+    connection: UpstreamConnection | None = None
+    _status = 0
+    _reason = b""
+    _headers: Headers = []  # noqa: RUF012 - replaced, never changed
+    _length: int | None = None  # of the body, as the vendor says
+    _error_body: bytearray | None = None  # held until it is whole
+    _meter: Meter = _NO_METER
+    _boundary: EventBoundary | FrameBoundary | None = None  # where there are events
+    _filter: UsageEventFilter | None = None
+    _is_encoded = False
+    _has_end_mark = False
+    _has_length = False
+    _bytes_down = 0
+    _ending: tuple[Status, GatewayError] | None = None  # at the next boundary
+    _timer: asyncio.TimerHandle | None = None
+
     def __init__(
         self,
-        *,
         exchange: Exchange,
+        request: Request,
         record: CallRecord,
-        endpoint: Endpoint,
-        target: Target,
+        *,
         call_id: str,
-        stream: bool,
-        take_usage_out: bool,
-        bytes_up: int,
-        on_answer: Callable[[], None],
         may_retry: bool,
         times: RelayTimes,
         loop: asyncio.AbstractEventLoop,
         stored: StoredAnswer | None = None,
     ) -> None:
-        """What is handed in.
+        """`request` is what goes up; its body is let go when an answer begins.
 
-        `take_usage_out`: the stream's usage event is there because the gateway asked for it.
-        `on_answer()`: an answer begins, so that the request won't be sent again. `stored`: it has
+        `may_retry`: it may be sent again where no byte of an answer came. `stored`: the answer has
         to do with stored objects.
         """
         self.outcome: News[Outcome] = News()
-        self.error: GatewayError | None = None
-        self.connection: UpstreamConnection | None = None
         self._exchange = exchange
+        self._request = request
         self._record = record
-        self._endpoint = endpoint
-        self._target = target
         self._call_id = call_id
-        self._stream = stream
-        self._filter = UsageEventFilter() if take_usage_out else None
-        self._bytes_up = bytes_up
-        self._on_answer = on_answer
+        self._bytes_up = len(request.sent.body)
         self._may_retry = may_retry
         self._times = times
         self._loop = loop
         self._stored = stored
+        if request.sent.asked_usage:  # the stream's usage event is there for the gateway alone
+            self._filter = UsageEventFilter()
         self._started = self._last_byte = loop.time()
-        self._status = 0
-        self._reason = b""
-        self._headers: Headers = []
-        self._error_body: bytearray | None = None  # held until it is whole
-        self._meter: Meter = _NO_METER
-        self._boundary: EventBoundary | FrameBoundary | None = None  # where there are events
-        self._is_encoded = False
-        self._has_end_mark = False
-        self._has_length = False
-        self._bytes_down = 0
-        self._ending: tuple[Status, GatewayError] | None = None  # at the next boundary
-        self._timer: asyncio.TimerHandle | None = None
 
-    def dispatch(self, connection: UpstreamConnection, head: bytes, body: bytes) -> None:
+    def dispatch(self, connection: UpstreamConnection, head: bytes) -> None:
         """Send the request. The record has to be open."""
         self.connection = connection
         self._exchange.sink = self
-        connection.send(self, head, body)
+        connection.send(self, head, self._request.sent.body)
         if self._exchange.is_behind:
             self.on_client_behind()
 
@@ -147,33 +146,25 @@ class Relay:
 
     def on_head(self, status: int, reason: bytes, headers: Headers) -> None:
         """Decide how the answer is passed on."""
-        record = self._record
+        record, exchange = self._record, self._exchange
         self._last_byte = self._loop.time()
-        self._on_answer()
-        self._exchange.release_body()  # many streams are open for long; their requests are large
-        record.first_byte()
-        record.http_status = status
+        self._request.sent.forget()
+        exchange.release_body()  # many streams are open for long; their requests are large
+        record.first_byte(status)
         self._status = status
         self._reason = reason
         self._headers = headers
-        content_type = content_encoding = b""
-        for name, value in self._headers:
-            if name == b"content-type":
-                content_type = value
-            elif name == b"content-encoding":
-                content_encoding = value
-            elif name in _REQUEST_ID_HEADERS and record.vendor_request_id is None:
-                record.vendor_request_id = header_text(value)
+        content_type, content_encoding = self._read_headers(headers)
         if status >= STATUS_ERROR_MIN:
             self._error_body = bytearray()
             return
         self._meter = open_meter(
-            self._endpoint.meter,
-            stream=self._stream,
+            self._request.endpoint.meter,
+            stream=self._request.stream,
             status=status,
             content_type=content_type,
             content_encoding=content_encoding,
-            headers=self._headers,
+            headers=headers,
         )
         if status == HTTPStatus.PARTIAL_CONTENT:
             self._meter, self._stored = _NO_METER, None  # a part tells nothing of the whole
@@ -185,14 +176,31 @@ class Relay:
         if content_encoding or self._boundary is None:
             self._filter = None
         self._is_encoded = bool(content_encoding)
-        self._begin(self._headers)
-        if self._exchange.started:  # streams are open for long, and heads are some KiB
-            self._headers = self._exchange.headers = []
+        self._begin(headers)
+        if exchange.started:  # streams are open for long, and heads are some KiB
+            self._headers = []
+            exchange.forget_headers()
+
+    def _read_headers(self, headers: Headers) -> tuple[bytes, bytes]:
+        """Take in what an answer's head says; return its content type and encoding."""
+        content_type = content_encoding = b""
+        for name, value in headers:
+            if name not in _READ_HEADERS:
+                continue
+            if name == b"content-type":
+                content_type = value
+            elif name == b"content-length":
+                self._length = int(value)  # the parser has checked it
+            elif name == b"content-encoding":
+                content_encoding = value
+            elif self._record.vendor_request_id is None:
+                self._record.vendor_request_id = header_text(value)
+        return content_type, content_encoding
 
     def _begin(self, headers: Headers, *, length: int | None = None) -> None:
         """Write the answer's head to the client."""
         if length is None and self._filter is None:
-            length = _content_length(headers)
+            length = self._length
         no_body = self._exchange.is_head or self._status in _NO_BODY
         self._has_length = length is not None
         passed = downstream_headers(headers)
@@ -268,16 +276,17 @@ class Relay:
 
     def _end_refusal(self, body: bytes) -> None:
         """Pass a vendor's refusal on, unless it is about our own key."""
-        kind = self._target.kind
+        target = self._request.target
+        kind = target.kind
         plain = _decoded(body, self._headers)
         if kind.bad_key(self._status, plain) or (
             kind.bad_key_headers is not None and kind.bad_key_headers(self._status, self._headers)
         ):
-            if self._target.signer is not None:
-                self._target.signer.on_refused()
+            if target.signer is not None:
+                target.signer.on_refused()
             self._fail(Status.VENDOR_ERROR, VendorKeyRefused())
             return
-        secrets = self._target.secrets
+        secrets = target.secrets
         headers = [(name, mask_keys(value, secrets)) for name, value in self._headers]
         masked = mask_keys(plain, secrets)
         if masked != plain:
@@ -398,7 +407,10 @@ class Relay:
             self._done(Outcome.REFUSED)
             return
         event = stream_error(
-            self._endpoint, reason=error.reason, message=error.message, call_id=self._call_id
+            self._request.endpoint,
+            reason=error.reason,
+            message=error.message,
+            call_id=self._call_id,
         )
         boundary = self._boundary
         if event is None or boundary is None or self._has_length:
@@ -425,7 +437,10 @@ class Relay:
         exchange, boundary = self._exchange, self._boundary
         assert boundary is not None
         event = stream_error(
-            self._endpoint, reason=error.reason, message=error.message, call_id=self._call_id
+            self._request.endpoint,
+            reason=error.reason,
+            message=error.message,
+            call_id=self._call_id,
         )
         # A message of AWS's can't be broken off by a blank line.
         is_within = isinstance(boundary, FrameBoundary) and not boundary.at_boundary
@@ -492,14 +507,6 @@ def _boundary_in(content_type: bytes) -> EventBoundary | FrameBoundary | None:
         return FrameBoundary()
     is_events = content_type.partition(b";")[0].strip().lower() == b"text/event-stream"
     return EventBoundary() if is_events else None
-
-
-def _content_length(headers: Headers) -> int | None:
-    """Return the length that the vendor gave; the parser has checked it."""
-    for name, value in headers:
-        if name == b"content-length":
-            return int(value)
-    return None
 
 
 def _decoded(body: bytes, headers: Headers) -> bytes:

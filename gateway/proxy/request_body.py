@@ -19,29 +19,26 @@ from gateway.vendors import gemini
 _MODELS: Final = "models/"
 _JSON: Final = b"application/json"
 
-Headers = Sequence[tuple[bytes, bytes]]
 Fields = DecidingFields | FormFields
 
 
 def read_fields(
-    body: bytes, *, endpoint: Endpoint, headers: Headers, model_required: bool
+    body: bytes,
+    *,
+    endpoint: Endpoint,
+    content_types: Sequence[bytes],
+    content_encoding: bytes | None,
+    model_required: bool,
 ) -> Fields:
     """Return what a whole body says.
 
     Raises BodyInvalid, UnsupportedBody, BodyTooLarge; NotYours where a form names a stored object.
     """
-    content_types: list[bytes] = []
-    encoding: bytes | None = None
-    for name, value in headers:
-        if name == b"content-type":
-            content_types.append(value)
-        elif name == b"content-encoding" and encoding is None:
-            encoding = value
     if endpoint.body != "json" and _is_form(content_types, endpoint=endpoint):
         form = multipart.read_form(
             body,
             content_type=content_types[0],
-            content_encoding=encoding,
+            content_encoding=content_encoding,
             model_required=model_required,
         )
         param = name_of_object(multipart.name_segments(form.names))
@@ -53,7 +50,7 @@ def read_fields(
             continue
         bodies.check_content_type(content_type)
     return bodies.read_deciding_fields(
-        body, content_encoding=encoding, model_required=model_required
+        body, content_encoding=content_encoding, model_required=model_required
     )
 
 

@@ -10,7 +10,7 @@ from functools import lru_cache
 from typing import Final
 
 from gateway.errors import Misdirected, RequestInvalid, UpgradeRefused, VersionNotSupported
-from gateway.proxy.exchange import Headers
+from gateway.proxy.headers import Headers
 
 REQUEST_LINE_SPACES: Final = 2
 PORT_MAX: Final = 65_535

@@ -170,8 +170,8 @@ def facts_of(
             "An answer that is fetched later can't be metered here. Leave out 'background'.",
             param="background",
         )
-    for name in _NOT_IN_BACKGROUND:
-        if background and fields is not None and says(fields.text, name):
+    for name in _NOT_IN_BACKGROUND if background else ():
+        if fields is not None and says(fields.text, name):
             raise BodyInvalid(
                 f"'{name}' can't be metered together with 'background'. Leave one of them out.",
                 param=name,

@@ -2,7 +2,7 @@
 
 from gateway.errors import VendorBroke
 from gateway.proxy.call_record import Status
-from gateway.proxy.exchange import Headers
+from gateway.proxy.headers import Headers
 from gateway.proxy.relay import STATUS_ERROR_MIN, Relay
 from gateway.proxy.resumable_uploads import without_addresses
 

@@ -32,6 +32,7 @@ IDLE_CONNECTION_SECONDS_MAX: Final = 55.0  # vendors close at 60 and later
 INTERIM_RESPONSES_MAX: Final = 8  # 1xx answers before the real one
 
 _NO_BODY: Final = (204, 304)
+_FRAMING: Final = frozenset({b"content-length", b"transfer-encoding"})
 _INTERIM_END: Final = 200
 _SWITCHING_PROTOCOLS: Final = 101
 
@@ -314,8 +315,8 @@ class UpstreamConnection(asyncio.BufferedProtocol):
         self._keep_alive = self._parser.should_keep_alive()
         self._delimited = status in _NO_BODY
         for name, value in headers:
-            if name == b"content-length" or (
-                name == b"transfer-encoding" and value.rstrip().lower().endswith(b"chunked")
+            if name in _FRAMING and (
+                name == b"content-length" or value.rstrip().lower().endswith(b"chunked")
             ):  # another transfer coding does not tell where a body ends
                 self._delimited = True
         self._head_done = True

@@ -199,9 +199,9 @@ async def gateway() -> AsyncIterator[Gateway]:
 
 async def test_a_caller_is_looked_up_once_and_then_known(gateway: Gateway) -> None:
     caller = gateway.add()
-    assert gateway.authenticator.find_cached(TOKEN) is None
+    assert gateway.authenticator.find_cached(digest(TOKEN)) is None
     assert await gateway.call() is caller
-    assert gateway.authenticator.find_cached(TOKEN) is caller
+    assert gateway.authenticator.find_cached(digest(TOKEN)) is caller
     assert await gateway.call() is caller
     assert gateway.lookups == [digest(TOKEN)]
 
@@ -216,8 +216,8 @@ async def test_who_proved_to_have_a_token_is_known_by_its_digest(gateway: Gatewa
 
 
 async def test_junk_is_not_known(gateway: Gateway) -> None:
-    assert gateway.authenticator.find_cached(b"junk") is None
-    assert gateway.authenticator.find_cached(TOKEN[:-1]) is None
+    assert gateway.authenticator.find_cached(digest(b"junk")) is None
+    assert gateway.authenticator.find_cached(digest(TOKEN[:-1])) is None
 
 
 async def test_expiry_is_checked_on_each_call_by_the_late_edge_of_database_time(
@@ -226,9 +226,9 @@ async def test_expiry_is_checked_on_each_call_by_the_late_edge_of_database_time(
     caller = gateway.add(expires_at=50_100.0)
     await gateway.call()
     gateway.boottime += 99.9
-    assert gateway.authenticator.find_cached(TOKEN) is caller
+    assert gateway.authenticator.find_cached(digest(TOKEN)) is caller
     gateway.boottime += 0.09
-    assert gateway.authenticator.find_cached(TOKEN) is None
+    assert gateway.authenticator.find_cached(digest(TOKEN)) is None
     for _ in range(2):
         with pytest.raises(TokenExpired):
             await gateway.call()
@@ -239,7 +239,7 @@ async def test_without_database_time_nobody_is_let_in(gateway: Gateway) -> None:
     gateway.add()
     await gateway.call()
     gateway.clock._known = False
-    assert gateway.authenticator.find_cached(TOKEN) is None
+    assert gateway.authenticator.find_cached(digest(TOKEN)) is None
     with pytest.raises(DatabaseAway):
         await gateway.call()
 
@@ -290,7 +290,7 @@ async def test_refusals_push_out_refusals_and_never_callers() -> None:
     for _ in range(5):
         with pytest.raises(TokenInvalid):
             await gateway.call(generate().encode())
-    assert gateway.authenticator.find_cached(TOKEN) is caller
+    assert gateway.authenticator.find_cached(digest(TOKEN)) is caller
     assert len(gateway.authenticator._refusals) == 2
 
 
@@ -305,9 +305,9 @@ async def test_a_change_to_whatever_a_caller_depends_on_evicts_it(
     await gateway.call()
     gateway.authenticator.evict(kind, "another")
     gateway.authenticator.evict("vendors", subject_id)
-    assert gateway.authenticator.find_cached(TOKEN) is not None
+    assert gateway.authenticator.find_cached(digest(TOKEN)) is not None
     gateway.change(kind, subject_id)
-    assert gateway.authenticator.find_cached(TOKEN) is None
+    assert gateway.authenticator.find_cached(digest(TOKEN)) is None
     gateway.refuse(TOKEN, "revoked")
     with pytest.raises(TokenRevoked):
         await gateway.call()
@@ -342,7 +342,7 @@ async def test_an_answer_from_before_a_change_that_touches_it_is_looked_up_again
     with pytest.raises(TokenRevoked):
         await gateway.call()
     assert len(gateway.lookups) == 2
-    assert gateway.authenticator.find_cached(TOKEN) is None
+    assert gateway.authenticator.find_cached(digest(TOKEN)) is None
 
 
 async def test_a_change_before_the_waiting_call_has_heard_the_answer_counts(
@@ -373,7 +373,7 @@ async def test_an_answer_from_before_a_change_to_others_holds(gateway: Gateway) 
     gateway.before_answer = [lambda: gateway.change("token", "another")]
     assert await gateway.call() is caller
     assert len(gateway.lookups) == 1
-    assert gateway.authenticator.find_cached(TOKEN) is caller
+    assert gateway.authenticator.find_cached(digest(TOKEN)) is caller
 
 
 async def test_an_answer_newer_than_the_feed_is_kept_until_the_feed_evicts_it(
@@ -382,9 +382,9 @@ async def test_an_answer_newer_than_the_feed_is_kept_until_the_feed_evicts_it(
     caller = gateway.add(head=12)
     assert await gateway.call() is caller
     gateway.change("token", "another")
-    assert gateway.authenticator.find_cached(TOKEN) is caller
+    assert gateway.authenticator.find_cached(digest(TOKEN)) is caller
     gateway.change("token", "t")
-    assert gateway.authenticator.find_cached(TOKEN) is None
+    assert gateway.authenticator.find_cached(digest(TOKEN)) is None
 
 
 async def test_an_answer_from_before_the_feeds_memory_is_looked_up_again(gateway: Gateway) -> None:
@@ -406,7 +406,7 @@ async def test_a_token_that_changes_under_every_lookup_is_given_up_after_three(
     with pytest.raises(DatabaseAway):
         await gateway.call()
     assert len(gateway.lookups) == 3
-    assert gateway.authenticator.find_cached(TOKEN) is None
+    assert gateway.authenticator.find_cached(digest(TOKEN)) is None
 
 
 async def test_a_refusal_from_before_a_change_is_looked_up_again(gateway: Gateway) -> None:
@@ -479,7 +479,7 @@ async def test_a_lookup_that_nobody_waits_for_any_more_ends_in_the_cache(
     lookup = gateway.authenticator._lookups[digest(TOKEN)]
     gateway.held.set()
     await lookup
-    assert gateway.authenticator.find_cached(TOKEN) is caller
+    assert gateway.authenticator.find_cached(digest(TOKEN)) is caller
     assert gateway.authenticator._lookups == {}
 
 

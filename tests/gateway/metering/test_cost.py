@@ -19,6 +19,7 @@ from gateway.metering.journal import Journal
 from gateway.metering.meter import Meter, MeterFormat, open_meter
 from gateway.metering.usage import Usage
 from gateway.metrics import Metrics
+from gateway.proxy.call_plan import plan_of
 from gateway.proxy.call_record import CallRecord, RecordKeeper, Status
 from gateway.proxy.endpoints import find
 
@@ -126,7 +127,8 @@ async def test_a_record_from_its_open_line_to_its_row_and_its_metrics(journal: J
         expires_at=2e9,
         limits=(),
     )
-    endpoint = find("/v1/chat/completions", method=b"POST", headers=[]).endpoint
+    plan = plan_of(find("/v1/chat/completions", method=b"POST", headers=[]), [], b"")
+    endpoint = plan.match.endpoint
     usage = Usage(input_tokens=1, output_tokens=2, source="vendor", vendor_usage=b"{}")
 
     def act() -> None:
@@ -137,16 +139,15 @@ async def test_a_record_from_its_open_line_to_its_row_and_its_metrics(journal: J
             call_id=call_id,
             attempt=1,
             retry_of=None,
-            caller=caller,
             vendor="v",
-            endpoint=endpoint,
-            model="m",
-            stream=False,
-            session_id=None,
+            endpoint_name=endpoint.name,
+            purpose=plan.purpose(
+                caller=caller, vendor="v", endpoint=endpoint, model="m", stream=False
+            ),
             block_ids=("b",),
             started=keeper.now(),
         )
-        record.first_byte()
+        record.first_byte(200)
         record.close(Status.COMPLETE, usage, bytes_up=1, bytes_down=2)
 
     assert calls_of(act) <= 43

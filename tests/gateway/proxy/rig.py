@@ -20,7 +20,7 @@ from gateway.ids import IdMaker
 from gateway.metering.usage import Usage
 from gateway.permit_limit import PermitLimit
 from gateway.proxy.call_record import RecordKeeper
-from gateway.proxy.call_row import ClosePart, OpenPart
+from gateway.proxy.call_row import ClosePart, Purpose
 from gateway.proxy.calls import Calls
 from gateway.proxy.lane import Lane
 from gateway.proxy.live_calls import LiveCalls
@@ -102,9 +102,10 @@ class Authenticated:
 
     def __init__(self, caller: Caller) -> None:
         self.caller = caller
+        self.known = True
 
-    def find_cached(self, token: bytes) -> Caller | None:
-        return self.caller if token == TOKEN.encode() else None
+    def find_cached(self, digest: bytes) -> Caller | None:
+        return self.caller if self.known and digest == digest_of(TOKEN.encode()) else None
 
     async def authenticate_digest(self, digest: bytes, address: str) -> Caller:
         if digest != digest_of(TOKEN.encode()):
@@ -113,7 +114,7 @@ class Authenticated:
 
     async def authenticate(self, candidates: Sequence[bytes], address: str) -> Caller:
         for token in candidates:
-            if token == TOKEN.encode():
+            if self.known and token == TOKEN.encode():
                 return self.caller
         raise TokenInvalid
 
@@ -165,7 +166,9 @@ class Unlimited:
 
 
 # A row leaves out what is not known.
-NOTHING_KNOWN = dict.fromkeys((*OpenPart.__struct_fields__, *ClosePart.__struct_fields__))
+NOTHING_KNOWN = dict.fromkeys(
+    ("retry_of", *Purpose.__struct_fields__, *ClosePart.__struct_fields__)
+)
 
 
 def _read_row(row: bytes) -> dict[str, Any]:

@@ -1,36 +1,45 @@
 import json
 from typing import Any
 
+import msgspec
 import pytest
 
 from gateway.metering.usage import Flag, Usage
 from gateway.proxy.call_row import (
     ClosePart,
     MeteredObject,
-    OpenPart,
-    encode_open,
+    Purpose,
+    encode_purpose,
     encode_whole,
+    open_part,
     rfc3339,
 )
 
-OPENED = encode_open(
-    OpenPart(
-        id="i",
-        call_id="c",
-        attempt=1,
-        time="2026-11-24T12:00:00.000000Z",
-        month="2026-11",
-        org_id="o",
-        workspace_id="w",
-        user_id="u",
-        token_id="t",
-        vendor="openai",
-        endpoint="openai.chat",
-        client_format="openai",
-        stream=False,
-        counted=False,
-    )
+PURPOSE = Purpose(
+    org_id="o",
+    workspace_id="w",
+    user_id="u",
+    token_id="t",
+    vendor="openai",
+    endpoint="openai.chat",
+    client_format="openai",
+    stream=False,
+    counted=False,
 )
+
+
+def opened(*, attempt: int = 1, retry_of: str | None = None, purpose: Purpose = PURPOSE) -> bytes:
+    return open_part(
+        encode_purpose(purpose),
+        attempt_id="i",
+        call_id="c",
+        attempt=attempt,
+        retry_of=retry_of,
+        time="2026-11-24T12:00:00.000000Z",
+    )
+
+
+OPENED = opened()
 
 
 def row(usage: Usage, metered: MeteredObject | None = None) -> dict[str, Any]:
@@ -58,6 +67,25 @@ def test_a_row_has_what_is_known_and_nothing_else() -> None:
         "output_tokens": 0,
         "vendor_usage": {"as": "it came"},
     }
+
+
+def test_an_open_part_tells_who_calls_what_and_when() -> None:
+    assert json.loads(OPENED) == {
+        **{name: getattr(PURPOSE, name) for name in PURPOSE.__struct_fields__[:9]},
+        "id": "i",
+        "call_id": "c",
+        "attempt": 1,
+        "time": "2026-11-24T12:00:00.000000Z",
+        "month": "2026-11",
+    }
+
+
+def test_a_second_attempt_names_the_first_and_texts_of_clients_are_quoted() -> None:
+    text = 'a "model", \n\u2028\\'
+    purpose = msgspec.structs.replace(PURPOSE, model_requested=text, session_id=text)
+    told = json.loads(opened(attempt=2, retry_of="h", purpose=purpose))
+    assert (told["attempt"], told["retry_of"]) == (2, "h")
+    assert (told["model_requested"], told["session_id"]) == (text, text)
 
 
 def test_what_no_call_can_be_without_is_told_also_where_it_says_no() -> None:
