@@ -23,7 +23,8 @@ class PermitAsk:
     """What a worker says of one limit: what it holds, used since it last asked, and wants.
 
     `number` rises with all that it says of the limit: what arrives behind a later one is ignored.
-    `spare` of the held ones are with no open call. `uses`: how many seconds ago, and how many.
+    `spare` of the held ones can be called back: they are with no open call, or used and not told.
+    `uses`: how many seconds ago, and how many.
     """
 
     limit: PermitLimit

@@ -14,8 +14,11 @@ from gateway.metering.permit_store import PermitAsk
 from gateway.permit_limit import PermitLimit
 
 SPARE_MIN: Final = 16  # permits in a quiet purse
+SPARE_QUIET_SHARE: Final = 64  # or this share of a large limit
+SPARE_QUIET_MAX: Final = 128  # but no more
 SPARE_SHARE: Final = 4  # of a limit: no purse has more than a quarter of it
 PACE_SECONDS_MIN: Final = 0.05  # a pace is not taken over less
+USES_KEPT_MAX: Final = 32  # told by then, even if nobody needs to know: they take memory
 SLOTS: Final = 240  # of a window: calls that begin in the same one leave it together
 CLOCK_SLACK_SECONDS: Final = 0.05  # a loop's time is that of when it woke up
 
@@ -109,28 +112,31 @@ class Purse:
         if self.limit.window_seconds is None:
             pace = 2 * self.busy
         else:
-            self.begin_slot(now)
             pace = math.ceil(self.taken / max(PACE_SECONDS_MIN, now - self.asked_at))
         self.taken = 0
         self.asked_at = now
         most = max(1, self.limit.calls // SPARE_SHARE)
-        target = min(most, max(SPARE_MIN, pace))
+        quiet = min(SPARE_QUIET_MAX, self.limit.calls // SPARE_QUIET_SHARE)
+        target = min(most, max(SPARE_MIN, quiet, pace))
         self.low = target // 4
-        if idle or (self.recalled and not needed):
+        goes_back = idle or (self.recalled and not needed)
+        uses: list[Use] = []
+        if goes_back or needed or self.recalled or len(self.earlier) >= USES_KEPT_MAX:
+            if self.slot_used:
+                self.begin_slot(now)
+            uses, self.earlier = self.earlier, uses
+        if goes_back:
             self.spare = 0
-            want = 0
-        else:
-            want = max(0, target - self.spare)
+        kept = self.spare + self.used
         self.recalled = False
         self.untold = True
-        uses, self.earlier = self.earlier, []
         return PermitAsk(
             limit=self.limit,
             number=number,
-            held=self.spare + self.busy,
-            spare=self.spare,
+            held=kept + self.busy,
+            spare=kept,
             uses=[(max(0.0, now - at - CLOCK_SLACK_SECONDS), used) for at, used in uses],
-            want=want,
+            want=0 if goes_back else max(0, target - self.spare),
         )
 
     def answer(self, granted: int) -> None:
