@@ -23,7 +23,7 @@ from gateway.errors import (
 from gateway.limits import FIRST_BYTE_SECONDS_MAX, IDLE_SECONDS_MAX, STREAM_TOTAL_SECONDS_MAX
 from gateway.metering.aws_event_stream import FrameBoundary, is_aws_events
 from gateway.metering.decoding import DECODERS, DecodingStopped
-from gateway.metering.meter import Meter, NullMeter, is_in_lines, open_meter
+from gateway.metering.meter import Meter, NullMeter, StreamMeter, is_in_lines, open_meter
 from gateway.metering.sse import EventBoundary, UsageEventFilter
 from gateway.metering.usage import Usage
 from gateway.proxy.call_record import CallRecord, Status, header_text
@@ -127,6 +127,7 @@ class Relay:
         self._headers: Headers = []
         self._error_body: bytearray | None = None  # held until it is whole
         self._meter: Meter = _NO_METER
+        self._event_meter: StreamMeter | None = None  # where events may be passed on unread
         self._boundary: EventBoundary | FrameBoundary | None = None  # where there are events
         self._is_encoded = False
         self._has_end_mark = False
@@ -188,6 +189,9 @@ class Relay:
         self._begin(self._headers)
         if self._exchange.started:  # streams are open for long, and heads are some KiB
             self._headers = self._exchange.headers = []
+            is_plain = self._stored is None and not content_encoding
+            if is_plain and isinstance(self._boundary, EventBoundary):
+                self._event_meter = self._meter if isinstance(self._meter, StreamMeter) else None
 
     def _begin(self, headers: Headers, *, length: int | None = None) -> None:
         """Write the answer's head to the client."""
@@ -198,6 +202,20 @@ class Relay:
         passed = downstream_headers(headers)
         passed.append((b"x-kaixu-call-id", self._call_id.encode()))
         self._exchange.begin(self._status, self._reason, passed, length=length, no_body=no_body)
+
+    def on_events(self, data: bytes) -> bool:
+        """Pass on whole events that tell nothing, which is most of what a stream brings."""
+        meter, sieve, boundary = self._event_meter, self._filter, self._boundary
+        if meter is None or boundary is None or not meter.passes_over(data):
+            return False
+        if sieve is not None and not sieve.is_between:  # what tells no usage passes it
+            return False
+        self._last_byte = self._loop.time()
+        self._bytes_down += len(data)
+        boundary.feed(data)
+        self._exchange.send(data)
+        self._exchange.flush()
+        return True
 
     def on_data(self, data: bytes) -> None:
         """Pass a piece of the body on, feed the meter with the copy."""
@@ -405,6 +423,7 @@ class Relay:
             self._break(status, error)
             return
         self._ending = (status, error)
+        self._event_meter = None
         if self.connection is None or boundary.at_boundary:
             self._end_with_error()
         else:
