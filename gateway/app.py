@@ -459,6 +459,7 @@ class Worker:
         """Start over: the database is not the one it was, and may have lost what it had."""
         self._authenticator.forget_all()
         self._allowances.reset()
+        self._permits.reset()
         await self._pool.expire_connections()  # none may still talk to the one it was
         self._metrics.feed_reset()
         self._log.warning("feed reset")
@@ -471,7 +472,10 @@ class Worker:
         self._log.warning("calls cut", calls=cut, reason="database away")
 
     def _on_heartbeat(self, seconds: float) -> None:
-        self._heartbeat_sent = self._clock.boottime() - seconds
+        now = self._clock.boottime()
+        if now - self._heartbeat_sent > self._settings.lease_seconds:
+            self._permits.reset()  # others may have seen this worker's lease end
+        self._heartbeat_sent = now - seconds
 
     def _on_refusal(self, error: GatewayError, caller: Caller | None) -> None:
         if error.reason == "journal_full":

@@ -30,6 +30,8 @@ FIRST_BLOCKS: Final = (
 RECALL_SECONDS_MAX: Final = 0.25  # that a call waits for units which other workers hold
 RECALL_PAUSES_SECONDS: Final = (0.005, 0.01, 0.02, 0.04)  # between two looks; the last one stays
 REFILL_SECONDS_MAX: Final = 5.0  # that a call waits in all while others take what it fetched
+SPARE_GATHER_SECONDS: Final = 0.05  # that blocks which run low wait for others
+SPARES_MAX: Final = 64  # fetched by one statement
 SPENT_SECONDS: Final = 1.0  # that a spent month is refused from memory
 UNLIMITED_SECONDS: Final = 1.0  # that a caller may be out of date who lists a limit that is gone
 SETTLE_SECONDS: Final = 1.0  # that used-up blocks gather before they are settled
@@ -105,6 +107,8 @@ class Allowances:
         self._outdated: set[Subject] = set()  # in flight, limit changed since it was asked for
         self._closed = False
         self._group: asyncio.TaskGroup | None = None
+        self._low: dict[Subject, None] = {}  # to fetch a spare for
+        self._low_soon = asyncio.Event()
         self._settle_soon = asyncio.Event()
         self._settling = asyncio.Lock()
 
@@ -238,6 +242,7 @@ class Allowances:
                 self._group = group
                 try:
                     group.create_task(self._settle_loop())
+                    group.create_task(self._spare_loop())
                     await self._sweep_loop()
                 finally:
                     self._group = None
@@ -297,19 +302,37 @@ class Allowances:
     # Fetching blocks. A flight is one subject's fetch: all calls that need it wait for the same.
 
     def _fetch_spare(self, subject: Subject) -> None:
-        group = self._group
-        if group is not None and subject not in self._flights:
-            self._flights[subject] = asyncio.get_running_loop().create_future()
-            group.create_task(self._fly([subject], needed=False))
+        if subject not in self._flights:
+            self._low[subject] = None
+            self._low_soon.set()
+
+    async def _spare_loop(self) -> None:
+        """Fetch spares, several by one statement: nobody waits for them yet."""
+        while True:
+            await self._low_soon.wait()
+            await asyncio.sleep(SPARE_GATHER_SECONDS)
+            subjects = list(islice(self._low, SPARES_MAX))
+            for subject in subjects:
+                del self._low[subject]
+            if not self._low:
+                self._low_soon.clear()
+            if subjects and not self._closed:
+                self._start(subjects)
+                await self._fly(subjects, needed=False)
 
     def _fetch(self, subjects: list[Subject]) -> None:
         if not subjects:
             return
         if self._group is None or self._closed:
             raise Draining
-        loop = asyncio.get_running_loop()
-        self._flights.update((subject, loop.create_future()) for subject in subjects)
+        self._start(subjects)
         self._group.create_task(self._fly(subjects, needed=True))
+
+    def _start(self, subjects: list[Subject]) -> None:
+        loop = asyncio.get_running_loop()
+        for subject in subjects:
+            self._low.pop(subject, None)
+            self._flights[subject] = loop.create_future()
 
     def _land(self, subject: Subject, error: type[GatewayError] | None = None) -> None:
         self._outdated.discard(subject)

@@ -17,7 +17,7 @@ Limits = tuple[Subject, ...]
 
 WANT_MIN: Final = 8  # units: a quiet token asks the database for one call in 8
 WANT_MAX: Final = 512
-BUSY_SECONDS: Final = 1.0  # a block that is used up sooner makes the next one twice as large
+BUSY_SECONDS: Final = 60.0  # a block that is used up sooner makes the next one twice as large
 LOW_SHARE: Final = 4  # a quarter of a block is left: time to fetch a spare
 
 _NEVER_SWEPT: Final = -1

@@ -179,6 +179,13 @@ class StreamMeter:
         """Whether the vendor told of an error inside the stream."""
         return self._reader.stream_error
 
+    def passes_over(self, chunk: bytes) -> bool:
+        """Return whether what comes next is whole events that tell nothing: not to be fed."""
+        try:
+            return self._parser.passes_over(chunk)
+        except Exception:  # noqa: BLE001 - as in feed, which is told of it
+            return False
+
     def feed(self, chunk: bytes) -> None:
         """Take in bytes of the stream."""
         if self._failed:

@@ -23,14 +23,15 @@ class PermitAsk:
     """What a worker says of one limit: what it holds, used since it last asked, and wants.
 
     `number` rises with all that it says of the limit: what arrives behind a later one is ignored.
-    `spare` of the held ones are with no open call.
+    `spare` of the held ones can be called back: they are with no open call, or used and not told.
+    `uses`: how many seconds ago, and how many.
     """
 
     limit: PermitLimit
     number: int
     held: int
     spare: int
-    used: int
+    uses: Sequence[tuple[float, int]]
     want: int
 
 
@@ -61,6 +62,7 @@ class PermitStore:
         Raises DatabaseAway: what was used may have been taken in, and is then counted twice when it
         is told again.
         """
+        uses = [use for ask in asks for use in ask.uses]
         rows = await self._fetch(
             _EXCHANGE,
             worker_id,
@@ -71,8 +73,10 @@ class PermitStore:
             [ask.number for ask in asks],
             [ask.held for ask in asks],
             [ask.spare for ask in asks],
-            [ask.used for ask in asks],
             [ask.want for ask in asks],
+            [len(ask.uses) for ask in asks],
+            [age for age, _ in uses],
+            [used for _, used in uses],
             may_recall,
         )
         return {

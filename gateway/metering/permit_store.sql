@@ -12,9 +12,11 @@ FROM exchange_permits(
     numbers => $6::bigint[],
     helds => $7::integer[],
     spares => $8::integer[],
-    useds => $9::integer[],
-    wants => $10::integer[],
-    may_recall => $11::boolean
+    wants => $9::integer[],
+    uses => $10::integer[],
+    use_ages => $11::float8[],
+    useds => $12::integer[],
+    may_recall => $13::boolean
 )
 
 -- name: prune_permits

@@ -1,10 +1,12 @@
 """Sliding windows and caps on open calls that hold across workers and machines.
 
-A worker takes permits from purses in its memory: `take` is a step without a wait. What it used it
-tells the database a moment later and fetches more, in one statement for all purses; only a call
-that finds its purse empty waits for that. What workers hold and what was used within the window
-never exceed the limit together (`control_plane/schema/0010_permits.sql`), so that no window has
-more calls in it than it may, wherever they began.
+A worker takes permits from purses in its memory: `take` is a step without a wait. A used one is
+good again when its call has left the window, which needs nobody else; so a token that calls now and
+then costs the database nothing. A purse that runs low tells when it used what, and fetches more, in
+one statement with others; only a call that finds its purse empty waits for that. What workers hold
+and what they told to be used within the window never exceed the limit together
+(`control_plane/schema/0010_permits.sql`), so that no window has more calls in it than it may,
+wherever they began. Who needs permits that others hold calls them back.
 
 Nothing of this has to outlive the process: what a worker held counts as used once it is gone.
 """
@@ -26,9 +28,10 @@ from gateway.errors import (
     RateWindowReached,
 )
 from gateway.metering.permit_store import PermitAsk, PermitGrant
+from gateway.metering.purse import Purse
 from gateway.permit_limit import PermitKey, PermitLimit
 
-EXCHANGE_SECONDS: Final = 0.25  # that what was used gathers before it is told
+GATHER_SECONDS: Final = 0.05  # that purses which run low wait for others, for one statement
 EXCHANGE_PURSES_MAX: Final = 256  # in one statement
 RETRY_SECONDS: Final = 0.25  # while the database is away
 RECALL_SECONDS_MAX: Final = 0.25  # that a call waits for permits which other workers hold
@@ -36,9 +39,11 @@ RECALL_PAUSES_SECONDS: Final = (0.005, 0.01, 0.02, 0.04)  # between two looks; t
 REFILL_SECONDS_MAX: Final = 5.0  # that a call waits in all while others take what it fetched
 REFUSED_SECONDS_MAX: Final = 1.0  # that a spent window is refused from memory
 FULL_SECONDS: Final = 0.1  # that a full house elsewhere is; a call that ends here is seen at once
-IDLE_SECONDS: Final = 2.0  # a purse that nobody uses goes back
-SPARE_MIN: Final = 4  # permits in a quiet purse
-SPARE_SHARE: Final = 4  # of a limit: no purse has more than a quarter of it
+IDLE_SECONDS: Final = 60.0  # a purse that nobody uses goes back
+IDLE_SECONDS_CROWDED: Final = 2.0  # where there are more than
+PURSES_MANY: Final = 65_536
+SWEEP_SECONDS: Final = 5.0  # between two looks for idle purses
+SWEEP_PURSES_MAX: Final = 1000  # in one step of the loop
 CLOSE_SECONDS_MAX: Final = 2.0  # then what is held counts as used
 
 Limits = Sequence[PermitLimit]
@@ -51,69 +56,6 @@ class Exchange(Protocol):
         self, worker_id: str, asks: Sequence[PermitAsk], *, may_recall: bool
     ) -> dict[PermitKey, PermitGrant]:
         """Tell and ask. Raises DatabaseAway."""
-
-
-class _Purse:
-    """The permits of one limit that this worker has."""
-
-    __slots__ = (
-        "busy",
-        "flight",
-        "frees_at",
-        "limit",
-        "pace",
-        "recalled",
-        "refused_until",
-        "spare",
-        "touched",
-        "used",
-    )
-
-    def __init__(self, limit: PermitLimit, now: float) -> None:
-        self.limit = limit
-        self.spare = 0
-        self.busy = 0  # held by open calls
-        self.used = 0  # within a window, not told yet
-        self.pace = 0  # taken between the last two exchanges
-        self.touched = now
-        self.recalled = False
-        self.refused_until = 0.0
-        self.frees_at: float | None = None
-        self.flight: asyncio.Future[type[GatewayError] | None] | None = None
-
-    @property
-    def target(self) -> int:
-        """How many spare ones it should have."""
-        most = max(1, self.limit.calls // SPARE_SHARE)
-        return min(most, max(SPARE_MIN, 2 * self.pace))
-
-    @property
-    def is_low(self) -> bool:
-        return self.spare <= self.target // 4
-
-    def ask(self, *, number: int, needed: bool, idle: bool) -> PermitAsk:
-        """Return what to say of it. What goes back is gone from here already."""
-        self.pace = self.used if self.limit.window_seconds is not None else self.busy
-        if idle or (self.recalled and not needed):
-            self.spare = 0
-            want = 0
-        else:
-            want = max(0, self.target - self.spare)
-        self.recalled = False
-        return PermitAsk(
-            limit=self.limit,
-            number=number,
-            held=self.spare + self.busy,
-            spare=self.spare,
-            used=self.used,
-            want=want,
-        )
-
-    def change(self, limit: PermitLimit) -> None:
-        """Go by another limit: what was granted by the one before is not used."""
-        self.limit = limit
-        self.spare = 0
-        self.refused_until = 0.0
 
 
 class Permits:
@@ -132,8 +74,11 @@ class Permits:
         self._worker_id = worker_id
         self._clock = clock
         self._now = now
-        self._purses: dict[PermitKey, _Purse] = {}
+        self._purses: dict[PermitKey, Purse] = {}
+        self._due: dict[PermitKey, Purse] = {}  # to look at: they run low, or owe an answer
+        self._idle: dict[PermitKey, Purse] = {}  # the same, but nobody waits for them
         self._wake = asyncio.Event()
+        self._urgent = asyncio.Event()  # somebody waits for what is due
         self._group: asyncio.TaskGroup | None = None
         self._number = 0
         self._closed = False
@@ -153,24 +98,32 @@ class Permits:
             purses.append(purse)
         now = self._now()
         for purse in purses:
-            purse.spare -= 1
-            purse.touched = now
+            purse.spare = spare = purse.spare - 1
             if purse.limit.window_seconds is None:
                 purse.busy += 1
             else:
-                purse.used += 1
-            if purse.flight is None and purse.is_low:
-                self._wake.set()
+                if now >= purse.slot_until:
+                    purse.begin_slot(now)
+                purse.slot_used += 1
+                purse.taken += 1
+            purse.touched = now
+            if spare <= purse.low and purse.flight is None:
+                self._look_at(purse)
         return True
+
+    def _look_at(self, purse: Purse, *, urgent: bool = False) -> None:
+        self._due[purse.limit.key] = purse
+        self._wake.set()
+        if urgent:
+            self._urgent.set()
 
     def put_back(self, limits: Limits) -> None:
         """Undo a `take`: its call went nowhere."""
         for limit in limits:
             if limit.window_seconds is None:
                 self._end(limit)
-            elif (purse := self._purses.get(limit.key)) is not None and purse.used:
-                purse.used -= 1
-                purse.spare += 1
+            elif (purse := self._purses.get(limit.key)) is not None:
+                purse.undo()
 
     def release(self, limits: Limits) -> None:
         """A call that took these has ended: it is open no more, and stays in its windows."""
@@ -186,7 +139,7 @@ class Permits:
         purse.spare += 1
         purse.touched = self._now()
         if purse.recalled:
-            self._wake.set()
+            self._look_at(purse, urgent=True)
 
     def known_refused(self, limits: Limits) -> None:
         """Raise RateWindowReached, ConcurrencyReached where nothing was left a moment ago."""
@@ -205,26 +158,32 @@ class Permits:
         give_up_at = self._now() + REFILL_SECONDS_MAX
         while True:
             self.known_refused(limits)
-            lacking = [purse for purse in map(self._purse, limits) if not purse.spare]
+            now = self._now()
+            purses = [self._purse(limit) for limit in limits]
+            for purse in purses:
+                if not purse.spare and purse.flight is None:
+                    purse.renew(now)
+            lacking = [purse for purse in purses if not purse.spare]
             if not lacking:
                 return
-            if self._now() >= give_up_at:
+            if now >= give_up_at:
                 raise DatabaseAway
-            for flight in [purse.flight or self._start(purse) for purse in lacking]:
+            self._start([purse for purse in lacking if purse.flight is None])
+            for flight in [purse.flight for purse in lacking if purse.flight is not None]:
                 # A caller who leaves must not take the answer from those who wait with it.
                 error = await asyncio.shield(flight)
                 if error is not None:
                     raise error
 
-    def _purse(self, limit: PermitLimit) -> _Purse:
+    def _purse(self, limit: PermitLimit) -> Purse:
         purse = self._purses.get(limit.key)
         if purse is None:
-            purse = self._purses[limit.key] = _Purse(limit, self._now())
+            purse = self._purses[limit.key] = Purse(limit, self._now())
         elif purse.limit != limit:
             purse.change(limit)
         return purse
 
-    def _refusal(self, purse: _Purse, now: float) -> GatewayError:
+    def _refusal(self, purse: Purse, now: float) -> GatewayError:
         limit = purse.limit
         headers = {"x-kaixu-limit": str(limit.calls), "x-kaixu-remaining": "0"}
         if limit.window_seconds is None:
@@ -254,7 +213,15 @@ class Permits:
         purse = self._purses.get((kind, subject))
         if purse is not None:
             purse.recalled = True
-            self._wake.set()
+            self._look_at(purse, urgent=True)
+
+    def reset(self) -> None:
+        """Forget what is spare: the database may have taken this worker for a dead one's."""
+        for purse in self._purses.values():
+            purse.spare = 0
+            purse.untold = True
+        self._due.update(self._purses)
+        self._wake.set()
 
     def limit_changed(self, subject_kind: str, subject: str) -> None:
         """Ask anew: a limit of this subject has changed."""
@@ -263,7 +230,7 @@ class Permits:
             if purse is not None:
                 purse.refused_until = 0.0
                 purse.recalled = True
-                self._wake.set()
+                self._look_at(purse, urgent=True)
 
     # background
 
@@ -273,6 +240,7 @@ class Permits:
             async with asyncio.TaskGroup() as group:
                 self._group = group
                 try:
+                    group.create_task(self._sweep_loop())
                     await self._exchange_loop()
                 finally:
                     self._group = None
@@ -293,32 +261,60 @@ class Permits:
 
     async def _exchange_loop(self) -> None:
         while True:
+            await self._wake.wait()
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(EXCHANGE_SECONDS):
-                    await self._wake.wait()
+                async with asyncio.timeout(GATHER_SECONDS):
+                    await self._urgent.wait()
             self._wake.clear()
-            due = [purse for purse in self._purses.values() if self._is_due(purse)]
+            self._urgent.clear()
+            looked_at = list(self._due.values())
+            self._due.clear()
+            idle = list(islice(self._idle, EXCHANGE_PURSES_MAX))
+            looked_at += [self._idle.pop(key) for key in idle]
+            if self._idle:
+                self._wake.set()
+            now = self._now()
+            due = [purse for purse in looked_at if self._is_due(purse, now)]
             try:
                 for at in range(0, len(due), EXCHANGE_PURSES_MAX):
                     await self._exchange_unasked(due[at : at + EXCHANGE_PURSES_MAX])
             except DatabaseAway:
+                for purse in due:
+                    self._look_at(purse)
                 await asyncio.sleep(RETRY_SECONDS)
 
-    def _is_due(self, purse: _Purse) -> bool:
+    def _is_due(self, purse: Purse, now: float) -> bool:
         if purse.flight is not None:
             return False
-        if purse.used:
+        purse.renew(now)
+        if purse.untold:
             return True
-        if self._is_idle(purse):
-            return purse.spare > 0 or not purse.busy
+        if self._is_idle(purse, now):
+            return purse.spare > 0 or purse.used > 0 or not purse.busy
         if purse.recalled:
-            return purse.spare > 0
-        return purse.is_low and self._now() >= purse.refused_until
+            return purse.spare > 0 or purse.used > 0
+        return purse.spare <= purse.low and now >= purse.refused_until
 
-    def _is_idle(self, purse: _Purse) -> bool:
-        return self._closed or self._now() - purse.touched > IDLE_SECONDS
+    def _is_idle(self, purse: Purse, now: float) -> bool:
+        crowded = len(self._purses) > PURSES_MANY
+        seconds = IDLE_SECONDS_CROWDED if crowded else IDLE_SECONDS
+        return self._closed or now - purse.touched > seconds
 
-    async def _exchange_unasked(self, purses: Sequence[_Purse]) -> None:
+    async def _sweep_loop(self) -> None:
+        """Find idle purses."""
+        while True:
+            await asyncio.sleep(SWEEP_SECONDS)
+            purses = list(self._purses.values())
+            for at in range(0, len(purses), SWEEP_PURSES_MAX):
+                now = self._now()
+                for purse in purses[at : at + SWEEP_PURSES_MAX]:
+                    if self._is_idle(purse, now) and self._is_due(purse, now):
+                        self._idle[purse.limit.key] = purse
+                await asyncio.sleep(0)
+            if self._idle:
+                self._wake.set()
+
+    async def _exchange_unasked(self, purses: Sequence[Purse]) -> None:
         """Exchange for those that no call began to wait for meanwhile; drop what is empty."""
         purses = [purse for purse in purses if purse.flight is None]
         loop = asyncio.get_running_loop()
@@ -331,49 +327,58 @@ class Permits:
         finally:
             for purse in purses:
                 self._land(purse, error)
+        now = self._now()
         for purse in purses:
-            if self._is_idle(purse) and not (purse.spare or purse.busy or purse.used):
-                del self._purses[purse.limit.key]
+            if self._is_idle(purse, now) and not (purse.spare or purse.busy or purse.used):
+                self._purses.pop(purse.limit.key, None)
 
-    def _start(self, purse: _Purse) -> "asyncio.Future[type[GatewayError] | None]":
+    def _start(self, purses: Sequence[Purse]) -> None:
         """Fetch for a call that waits."""
+        if not purses:
+            return
         if self._group is None or self._closed:
             raise Draining
-        flight: asyncio.Future[type[GatewayError] | None]
-        flight = purse.flight = asyncio.get_running_loop().create_future()
-        purse.touched = self._now()
-        self._group.create_task(self._fly(purse))
-        return flight
+        loop, now = asyncio.get_running_loop(), self._now()
+        for purse in purses:
+            purse.flight = loop.create_future()
+            purse.touched = now
+        self._group.create_task(self._fly(purses))
 
-    async def _fly(self, purse: _Purse) -> None:
+    async def _fly(self, purses: Sequence[Purse]) -> None:
+        flying = list(purses)
         error: type[GatewayError] | None = Draining
         try:
-            await self._fetch(purse)
-            error = None
+            await self._fetch(flying)
         except DatabaseAway:
             error = DatabaseAway
         finally:
-            self._land(purse, error)
+            for purse in flying:
+                self._land(purse, error)
 
-    async def _fetch(self, purse: _Purse) -> None:
-        """Return when there is a permit, or surely none."""
+    async def _fetch(self, flying: list[Purse]) -> None:
+        """Land each that has a permit, or surely none."""
         give_up_at = self._now() + RECALL_SECONDS_MAX
         pauses = iter(RECALL_PAUSES_SECONDS)
         pause = 0.0
         may_recall = True  # once: it is heard, or nobody hears
         while True:
-            grants = await self._exchange([purse], needed=True, may_recall=may_recall)
+            grants = await self._exchange(flying, needed=True, may_recall=may_recall)
             may_recall = False
-            if purse.spare:
-                return
-            grant, now = grants[purse.limit.key], self._now()
-            if now >= give_up_at or not grant.outstanding:
-                self._refuse(purse, grant, now)
+            now = self._now()
+            for purse in list(flying):
+                if not purse.spare:
+                    grant = grants[purse.limit.key]
+                    if now < give_up_at and grant.outstanding:
+                        continue
+                    self._refuse(purse, grant, now)
+                flying.remove(purse)
+                self._land(purse, None)
+            if not flying:
                 return
             pause = next(pauses, pause)
             await asyncio.sleep(min(pause, give_up_at - now))
 
-    def _refuse(self, purse: _Purse, grant: PermitGrant, now: float) -> None:
+    def _refuse(self, purse: Purse, grant: PermitGrant, now: float) -> None:
         if purse.limit.window_seconds is None:
             purse.refused_until = now + FULL_SECONDS
             return
@@ -382,23 +387,32 @@ class Permits:
         purse.refused_until = now + min(REFUSED_SECONDS_MAX, FULL_SECONDS if wait is None else wait)
 
     async def _exchange(
-        self, purses: Collection[_Purse], *, needed: bool, may_recall: bool = False
+        self, purses: Collection[Purse], *, needed: bool, may_recall: bool = False
     ) -> dict[PermitKey, PermitGrant]:
         """Tell and ask for these. Raises DatabaseAway; then all of it is told again."""
         self._number += 1
+        now = self._now()
         asks = [
-            purse.ask(number=self._number, needed=needed, idle=self._is_idle(purse))
+            purse.ask(number=self._number, needed=needed, idle=self._is_idle(purse, now), now=now)
             for purse in purses
         ]
         if not asks:
             return {}
-        grants = await self._store.exchange(self._worker_id, asks, may_recall=may_recall)
-        for purse, ask in zip(purses, asks, strict=True):
-            purse.used -= ask.used
-            purse.spare += grants[ask.limit.key].granted
+        asked = list(zip(purses, asks, strict=True))
+        grants: dict[PermitKey, PermitGrant] | None = None
+        try:
+            grants = await self._store.exchange(self._worker_id, asks, may_recall=may_recall)
+        finally:
+            if grants is None:
+                for purse, ask in asked:
+                    purse.unsay(ask, now)
+        for purse, ask in asked:
+            purse.answer(grants[ask.limit.key].granted)
         return grants
 
-    def _land(self, purse: _Purse, error: type[GatewayError] | None) -> None:
+    def _land(self, purse: Purse, error: type[GatewayError] | None) -> None:
         flight, purse.flight = purse.flight, None
         if flight is not None and not flight.done():
             flight.set_result(error)
+        if purse.recalled or purse.untold:
+            self._look_at(purse, urgent=purse.recalled)

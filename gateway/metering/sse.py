@@ -62,6 +62,10 @@ class SseParser:
                 return ()
         return self._events(complete) if self._wanted(complete) else ()
 
+    def passes_over(self, chunk: bytes) -> bool:
+        """Return whether what comes next is whole events, none of them wanted: not to be fed."""
+        return not self._held and chunk.endswith(_EVENT_ENDS) and not self._wanted(chunk)
+
     def finish(self) -> Sequence[SseEvent]:
         """Return the event that the stream's end completes: some leave out its blank line."""
         rest = b"" if self._skipping else bytes(self._held)
@@ -217,15 +221,14 @@ class UsageEventFilter:
         self._line_feed: bool | None = None  # an event ended in CR: does its LF pass, if one comes?
         self.removed = 0
 
+    @property
+    def is_between(self) -> bool:
+        """Whether the next byte begins an event: one that tells no usage need not be fed."""
+        return not self._held and not self._passing and self._line_feed is None
+
     def feed(self, chunk: bytes) -> bytes:
         """Take in bytes of the stream, return those to pass on now. Never raises."""
-        if (
-            not self._held
-            and not self._passing
-            and self._line_feed is None
-            and chunk.endswith(_EVENT_ENDS)
-            and not _may_hold_usage(chunk)
-        ):
+        if self.is_between and chunk.endswith(_EVENT_ENDS) and not _may_hold_usage(chunk):
             return chunk
         passed: list[bytes] = []
         rest = self._after_line_feed(chunk, passed) if self._line_feed is not None else chunk

@@ -22,7 +22,7 @@ from gateway.errors import (
 from gateway.limits import FIRST_BYTE_SECONDS_MAX, IDLE_SECONDS_MAX, STREAM_TOTAL_SECONDS_MAX
 from gateway.metering.aws_event_stream import FrameBoundary, is_aws_events
 from gateway.metering.decoding import DECODERS, DecodingStopped
-from gateway.metering.meter import Meter, NullMeter, is_in_lines, open_meter
+from gateway.metering.meter import Meter, NullMeter, StreamMeter, is_in_lines, open_meter
 from gateway.metering.sse import EventBoundary, UsageEventFilter
 from gateway.metering.usage import Usage
 from gateway.proxy.call_record import CallRecord, Status, header_text
@@ -94,6 +94,7 @@ class Relay:
     _length: int | None = None  # of the body, as the vendor says
     _error_body: bytearray | None = None  # held until it is whole
     _meter: Meter = _NO_METER
+    _event_meter: StreamMeter | None = None  # where events may be passed on unread
     _boundary: EventBoundary | FrameBoundary | None = None  # where there are events
     _filter: UsageEventFilter | None = None
     _is_encoded = False
@@ -180,6 +181,9 @@ class Relay:
         if exchange.started:  # streams are open for long, and heads are some KiB
             self._headers = []
             exchange.forget_headers()
+            is_plain = self._stored is None and not content_encoding
+            if is_plain and isinstance(self._boundary, EventBoundary):
+                self._event_meter = self._meter if isinstance(self._meter, StreamMeter) else None
 
     def _read_headers(self, headers: Headers) -> tuple[bytes, bytes]:
         """Take in what an answer's head says; return its content type and encoding."""
@@ -206,6 +210,20 @@ class Relay:
         passed = downstream_headers(headers)
         passed.append((b"x-kaixu-call-id", self._call_id.encode()))
         self._exchange.begin(self._status, self._reason, passed, length=length, no_body=no_body)
+
+    def on_events(self, data: bytes) -> bool:
+        """Pass on whole events that tell nothing, which is most of what a stream brings."""
+        meter, sieve, boundary = self._event_meter, self._filter, self._boundary
+        if meter is None or boundary is None or not meter.passes_over(data):
+            return False
+        if sieve is not None and not sieve.is_between:  # what tells no usage passes it
+            return False
+        self._last_byte = self._loop.time()
+        self._bytes_down += len(data)
+        boundary.feed(data)
+        self._exchange.send(data)
+        self._exchange.flush()
+        return True
 
     def on_data(self, data: bytes) -> None:
         """Pass a piece of the body on, feed the meter with the copy."""
@@ -417,6 +435,7 @@ class Relay:
             self._break(status, error)
             return
         self._ending = (status, error)
+        self._event_meter = None
         if self.connection is None or boundary.at_boundary:
             self._end_with_error()
         else:

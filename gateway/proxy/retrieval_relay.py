@@ -28,6 +28,7 @@ class RetrievalRelay(Relay):
             super().on_client_gone()
             return
         self._is_left = True
+        self._event_meter = None
         self._exchange.sink = None
         self._timer = self._loop.call_later(READ_ON_SECONDS_MAX, self._end_in_time)
         self.on_client_ready()  # it may have been behind: nobody is any more

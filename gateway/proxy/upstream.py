@@ -49,6 +49,12 @@ class Reply(Protocol):
     def on_data(self, data: bytes) -> None:
         """A piece of the body came, its framing removed; all that one read has brought."""
 
+    def on_events(self, data: bytes) -> bool:
+        """All that one read has brought, and the body goes on: pass it on, and return True.
+
+        False: it is not done, and told as data.
+        """
+
     def on_end(self) -> None:
         """The body is whole; the connection may serve another request."""
 
@@ -191,8 +197,8 @@ class UpstreamConnection(asyncio.BufferedProtocol):
             self._extra = self._ended  # then the answer is whole, whatever came behind it
             is_broken = not self._ended
         try:
-            if self._pieces:
-                self._hand_on(reply)
+            if self._pieces and self._hand_on(reply, goes_on=not (self._ended or is_broken)):
+                return
             if self._reply is None:  # given up while it was told
                 return
             if is_broken or (not self._head_done and self._head_bytes > RESPONSE_HEAD_BYTES_MAX):
@@ -204,15 +210,21 @@ class UpstreamConnection(asyncio.BufferedProtocol):
         except Exception as error:  # noqa: BLE001 - one call's defect is that call's end
             self._fail(reply, error)
 
-    def _hand_on(self, reply: Reply) -> None:
-        """Tell what a read has brought of the body, at once: however it was cut into chunks."""
+    def _hand_on(self, reply: Reply, *, goes_on: bool) -> bool:
+        """Tell what a read has brought of the body, at once: however it was cut into chunks.
+
+        Return whether that was all, and written on.
+        """
         pieces = self._pieces
         if self._ended:
             del pieces[self._pieces_of_body :]
         data = pieces[0] if len(pieces) == 1 else b"".join(pieces)
         pieces.clear()
         if data and self._reply is not None:
+            if goes_on and reply.on_events(data):
+                return True
             reply.on_data(data)
+        return False
 
     def _let_others_read(self) -> None:
         """Read on in the loop's next round: it would stay with a fast vendor for many reads."""

@@ -29,6 +29,10 @@ class WholeAnswer:
         if len(self._body) > self._bytes_max:
             self._end(NO_ANSWER, b"")
 
+    def on_events(self, data: bytes) -> bool:  # noqa: ARG002 - as Reply
+        """Take it as data."""
+        return False
+
     def on_end(self) -> None:
         """Give what came."""
         self._end(self._status, bytes(self._body))

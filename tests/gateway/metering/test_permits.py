@@ -12,7 +12,7 @@ import pytest
 from gateway.clock import DatabaseClock
 from gateway.errors import ConcurrencyReached, DatabaseAway, GatewayError, RateWindowReached
 from gateway.metering.permit_store import PermitAsk, PermitGrant, PermitStore
-from gateway.metering.permits import Permits
+from gateway.metering.permits import GATHER_SECONDS, Permits
 from gateway.permit_limit import PermitKey, PermitLimit
 
 DEADLINE_SECONDS = 20.0  # of a test's wait, on a busy machine
@@ -277,7 +277,6 @@ async def test_with_the_database_away_what_is_held_is_used_and_then_calls_are_to
     limit = rate(100, 3600)
     async with fleet.worker() as permits:
         assert await admit(permits, limit) is None
-        await eventually(lambda: permits._purses[limit.key].used == 0)
         spare = permits._purses[limit.key].spare
         fleet.store.is_away = True
         outcomes = [await admit(permits, limit) for _ in range(spare + 1)]
@@ -291,6 +290,7 @@ async def test_an_idle_purse_goes_back_and_is_forgotten(
     fleet: Fleet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("gateway.metering.permits.IDLE_SECONDS", 0.1)
+    monkeypatch.setattr("gateway.metering.permits.SWEEP_SECONDS", 0.01)
     async with fleet.worker() as permits:
         assert await admit(permits, rate(100, 3600), open_calls(5)) is None
         permits.release([open_calls(5)])
@@ -312,6 +312,7 @@ async def test_pruning_deletes_what_is_in_no_window(
 ) -> None:
     async with fleet.worker() as permits:
         assert await admit(permits, rate(5, 1)) is None
+        permits.recall("rate-token", TOKEN)
         await eventually(lambda: permits._purses[rate(5, 1).key].used == 0)
     await fleet.owner.execute("UPDATE permits_used SET keep_until = now() - interval '1 s'")
     await fleet.owner.execute("UPDATE permits_held SET told_at = now() - interval '2 days'")
@@ -326,7 +327,8 @@ def ask(
     want: int = 0,
 ) -> PermitAsk:  # fmt: skip
     spare = held if spare is None else spare
-    return PermitAsk(limit=limit, number=number, held=held, spare=spare, used=used, want=want)
+    uses = [(0.0, used)] if used else []
+    return PermitAsk(limit=limit, number=number, held=held, spare=spare, uses=uses, want=want)
 
 
 async def exchanged(fleet: Fleet, worker_id: str, one: PermitAsk) -> PermitGrant:
@@ -416,7 +418,8 @@ async def test_quiet_open_calls_cost_no_statements(
     fleet: Fleet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("gateway.metering.permits.IDLE_SECONDS", 0.1)
-    monkeypatch.setattr("gateway.metering.permits.EXCHANGE_SECONDS", 0.01)
+    monkeypatch.setattr("gateway.metering.permits.GATHER_SECONDS", 0.01)
+    monkeypatch.setattr("gateway.metering.permits.SWEEP_SECONDS", 0.01)
     limit = open_calls(1)
     async with fleet.worker() as permits:
         assert await admit(permits, limit) is None
@@ -426,6 +429,84 @@ async def test_quiet_open_calls_cost_no_statements(
         assert fleet.store.asked - asked <= 1
         permits.release([limit])
         await eventually(lambda: not permits._purses)
+
+
+async def test_calls_now_and_then_cost_no_statements(fleet: Fleet) -> None:
+    """A used permit is good again when its call has left the window."""
+    limit = rate(8, 1)
+    loop = asyncio.get_running_loop()
+    admitted = []
+    async with fleet.worker() as permits:
+        assert await admit(permits, rate(1000, 1, "of another")) is None
+        assert await admit(permits, limit) is None
+        assert permits._purses[limit.key].spare == 1
+        await asyncio.sleep(3 * GATHER_SECONDS)
+        asked = fleet.store.asked
+        for _ in range(3):
+            await asyncio.sleep(1.1)
+            assert await admit(permits, limit) is None
+            admitted.append(loop.time())
+        assert fleet.store.asked - asked <= 1
+        while await admit(permits, limit) is None:
+            admitted.append(loop.time())
+    assert most_in_a_window(admitted, 1) <= 8
+
+
+async def test_what_may_have_been_told_is_not_used_again(fleet: Fleet) -> None:
+    """A lost reply: the database counts as used what this worker does not know to be."""
+    limit = rate(8, 1)
+    async with fleet.worker() as permits:
+        assert await admit(permits, limit) is None
+        fleet.store.is_away = True
+        permits.recall(*limit.key)
+        purse = permits._purses[limit.key]
+        await eventually(lambda: purse.untold and purse.flight is None)
+        assert (purse.spare, purse.used) == (0, 1)
+        await asyncio.sleep(1.1)
+        assert not permits.take([limit])
+        assert isinstance(await admit(permits, limit), DatabaseAway)
+        fleet.store.is_away = False
+        await admitted_at_last(permits, limit)
+
+
+async def test_a_worker_that_may_count_as_dead_uses_nothing_of_before(fleet: Fleet) -> None:
+    limit = rate(1000, 3600)
+    one_id = str(uuid.uuid4())
+    async with fleet.worker(one_id) as one, fleet.worker() as other:
+        assert await admit(one, limit) is None
+        await fleet.owner.execute("UPDATE workers SET lease = '0' WHERE id = $1", one_id)
+        assert await admit(other, limit) is None
+        assert await fleet.owner.fetchval("SELECT sum(used) FROM permits_used") == 16
+        one.reset()
+        assert not one.take([limit])
+
+
+async def test_uses_are_told_with_their_age(fleet: Fleet) -> None:
+    worker = await enlisted(fleet)
+    limit = rate(10, 60)
+    old = PermitAsk(
+        limit=limit, number=1, held=0, spare=0, uses=[(61.0, 3), (40.0, 4), (0.0, 6)], want=0
+    )
+    grant = await exchanged(fleet, worker, old)
+    assert grant.wait_seconds is not None
+    assert 19 < grant.wait_seconds <= 20
+    assert await fleet.owner.fetchval("SELECT sum(used) FROM permits_used") == 10
+
+
+async def test_of_many_purses_each_tells_its_own_uses(fleet: Fleet) -> None:
+    worker = await enlisted(fleet)
+    limits = [rate(100, 60, f"t{number}") for number in range(40)]
+    asks = [
+        PermitAsk(
+            limit=limit, number=1, held=0, spare=0, want=0,
+            uses=[(50.0 * place, number) for place in range(number % 3)],
+        )
+        for number, limit in enumerate(limits)
+    ]  # fmt: skip
+    await fleet.store.exchange(worker, asks, may_recall=False)
+    rows = await fleet.owner.fetch("SELECT subject, sum(used) FROM permits_used GROUP BY 1")
+    told = {f"t{number}": number * (number % 3) for number in range(40) if number % 3}
+    assert {row["subject"]: row["sum"] for row in rows} == told
 
 
 async def test_pruning_waits_for_nobody(fleet: Fleet, gateway_pool: asyncpg.Pool) -> None:

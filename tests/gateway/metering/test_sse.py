@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gateway.metering.openai_chat import OpenAIChat
 from gateway.metering.sse import (
     USAGE_EVENT_BYTES_MAX,
     EventBoundary,
@@ -336,3 +337,39 @@ def test_only_usage_events_are_missing(chunks: list[bytes]) -> None:
         return chunk.get("choices") == [] and isinstance(chunk.get("usage"), dict)
 
     assert by_lines(sifted(chunks)) == [one for one in by_lines(stream) if not is_usage(one)]
+
+
+@given(cut_streams())
+def test_what_is_passed_over_changes_neither_what_passes_nor_what_is_read(
+    chunks: list[bytes],
+) -> None:
+    """As a relay does: whole events that tell nothing go by parser and sieve."""
+    reader = OpenAIChat()
+    while reader.wants(DELTA):
+        reader.read_event(SseEvent(b"", b"{}"))
+    parser, sieve = SseParser(reader.wants), UsageEventFilter()
+    found: list[SseEvent] = []
+    passed, boundary = b"", EventBoundary()
+    for chunk in chunks:
+        kept = chunk
+        if not (parser.passes_over(chunk) and sieve.is_between):
+            found += parser.feed(chunk)
+            kept = sieve.feed(chunk)
+        passed += kept
+        boundary.feed(kept)
+    fed = SseParser(reader.wants)
+    assert found == [event for chunk in chunks for event in fed.feed(chunk)]
+    assert [*parser.finish()] == [*fed.finish()]
+    assert passed + sieve.finish() == sifted(chunks)
+    whole = EventBoundary()
+    whole.feed(passed)
+    assert boundary.at_boundary == whole.at_boundary
+
+
+def test_events_that_tell_nothing_are_passed_over_between_events_only() -> None:
+    parser = SseParser(lambda raw: b'usage":{' in raw)
+    assert parser.passes_over(DELTA)
+    assert not parser.passes_over(USAGE_EVENT)
+    assert not parser.passes_over(DELTA[:-1])
+    parser.feed(DELTA[:-1])
+    assert not parser.passes_over(b"\n" + DELTA)
