@@ -78,10 +78,6 @@ class AwsEventParser:
             events.append(SseEvent(UNREADABLE, b""))
         return events
 
-    def passes_over(self, chunk: bytes) -> bool:  # noqa: ARG002 - as SseParser
-        """Return that it is to be fed."""
-        return False
-
     def finish(self) -> Sequence[SseEvent]:
         """Return nothing: a message that is not whole at the stream's end is none."""
         self._held.clear()

@@ -48,10 +48,6 @@ class LineParser:
             self._held.clear()
         return self._lines(complete) if complete and self._wanted(complete) else ()
 
-    def passes_over(self, chunk: bytes) -> bool:  # noqa: ARG002 - as SseParser
-        """Return that it is to be fed."""
-        return False
-
     def finish(self) -> Sequence[SseEvent]:
         """Return the line that the stream's end completes."""
         rest = bytes(self._held)

@@ -179,12 +179,11 @@ class StreamMeter:
         """Whether the vendor told of an error inside the stream."""
         return self._reader.stream_error
 
-    def passes_over(self, chunk: bytes) -> bool:
-        """Return whether what comes next is whole events that tell nothing: not to be fed."""
-        try:
-            return self._parser.passes_over(chunk)
-        except Exception:  # noqa: BLE001 - as in feed, which is told of it
-            return False
+    @property
+    def wants(self) -> Callable[[bytes], bool] | None:
+        """What tells whether whole events have to be fed; None: whatever comes next has to be."""
+        is_between = isinstance(self._parser, SseParser) and self._parser.is_between
+        return self._reader.wants if is_between and not self._failed else None
 
     def feed(self, chunk: bytes) -> None:
         """Take in bytes of the stream."""

@@ -21,7 +21,7 @@ SSE_WHOLE_OUTPUT_BYTES_MAX: Final = 16 * 1024 * 1024
 USAGE_EVENT_BYTES_MAX: Final = 64 * 1024  # held back while it may be the usage event; it has ~500
 
 _BLANK_LINE: Final = re.compile(rb"\n\n|\n\r\n?|\r\r\n?")
-_EVENT_ENDS: Final = (b"\n\n", b"\r\n\r\n")  # as all vendors end theirs
+EVENT_ENDS: Final = (b"\n\n", b"\r\n\r\n")  # as all vendors end theirs
 _BOM: Final = b"\xef\xbb\xbf"
 _CR: Final = ord("\r")
 _END_BYTES: Final = 4  # the longest end of an event
@@ -54,7 +54,7 @@ class SseParser:
 
     def feed(self, chunk: bytes) -> Sequence[SseEvent]:
         """Take in bytes, return the wanted events that they complete. Never raises."""
-        if not self._held and chunk.endswith(_EVENT_ENDS):
+        if not self._held and chunk.endswith(EVENT_ENDS):
             complete = chunk
         else:
             complete = self._hold(chunk)
@@ -62,9 +62,10 @@ class SseParser:
                 return ()
         return self._events(complete) if self._wanted(complete) else ()
 
-    def passes_over(self, chunk: bytes) -> bool:
-        """Return whether what comes next is whole events, none of them wanted: not to be fed."""
-        return not self._held and chunk.endswith(_EVENT_ENDS) and not self._wanted(chunk)
+    @property
+    def is_between(self) -> bool:
+        """Whether the next byte begins an event: whole ones that are not wanted need not be fed."""
+        return not self._held
 
     def finish(self) -> Sequence[SseEvent]:
         """Return the event that the stream's end completes: some leave out its blank line."""
@@ -228,7 +229,7 @@ class UsageEventFilter:
 
     def feed(self, chunk: bytes) -> bytes:
         """Take in bytes of the stream, return those to pass on now. Never raises."""
-        if self.is_between and chunk.endswith(_EVENT_ENDS) and not _may_hold_usage(chunk):
+        if self.is_between and chunk.endswith(EVENT_ENDS) and not _may_hold_usage(chunk):
             return chunk
         passed: list[bytes] = []
         rest = self._after_line_feed(chunk, passed) if self._line_feed is not None else chunk

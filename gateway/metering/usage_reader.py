@@ -56,7 +56,10 @@ class UsageReader:
         self.flags = Flags()
 
     def wants(self, raw: bytes) -> bool:
-        """Return whether raw bytes of one or more events may hold something to read."""
+        """Return whether raw bytes of one or more events may hold something to read.
+
+        The line of a chunk may be before them, and a line's end behind.
+        """
         raise NotImplementedError
 
     def read_object(self, document: bytes) -> None:

@@ -4,6 +4,7 @@ The lane makes an exchange when a request's head is whole. Its body is held here
 the answer is framed here, as the client's version of HTTP takes it, and written by plain calls.
 """
 
+from collections.abc import Callable
 from typing import Final, Protocol
 
 from gateway.errors import BodyBudgetSpent, BodyTooLarge, GatewayError
@@ -277,6 +278,13 @@ class Exchange:
             self._out.append(b"%x\r\n%b\r\n" % (len(data), data))
         else:
             self._out.append(data)
+
+    def chunk_writer(self) -> Callable[[bytes], None] | None:
+        """Return what writes a chunk of the body as it is, where all before it was flushed.
+
+        None: the client's version of HTTP takes no chunks.
+        """
+        return self._connection.write if self._chunked and not self._out else None
 
     def flush(self) -> None:
         """Write what was added."""

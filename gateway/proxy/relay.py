@@ -9,6 +9,7 @@ event, at an event boundary, or where no event of ours can be put in, a broken c
 """
 
 import asyncio
+from collections.abc import Callable
 from enum import Enum, auto
 from http import HTTPStatus
 from typing import Final
@@ -23,7 +24,7 @@ from gateway.limits import FIRST_BYTE_SECONDS_MAX, IDLE_SECONDS_MAX, STREAM_TOTA
 from gateway.metering.aws_event_stream import FrameBoundary, is_aws_events
 from gateway.metering.decoding import DECODERS, DecodingStopped
 from gateway.metering.meter import Meter, NullMeter, StreamMeter, is_in_lines, open_meter
-from gateway.metering.sse import EventBoundary, UsageEventFilter
+from gateway.metering.sse import EVENT_ENDS, EventBoundary, UsageEventFilter
 from gateway.metering.usage import Usage
 from gateway.proxy.call_record import CallRecord, Status, header_text
 from gateway.proxy.errand import News
@@ -50,6 +51,7 @@ _REQUEST_ID_HEADERS: Final = frozenset(
         b"x-debug-trace-id",
     }
 )
+_ENDS_OF_EVENT_AND_CHUNK: Final = tuple(end + b"\r\n" for end in EVENT_ENDS)
 _READ_HEADERS: Final = _REQUEST_ID_HEADERS | {
     b"content-encoding",
     b"content-length",
@@ -94,7 +96,9 @@ class Relay:
     _length: int | None = None  # of the body, as the vendor says
     _error_body: bytearray | None = None  # held until it is whole
     _meter: Meter = _NO_METER
-    _event_meter: StreamMeter | None = None  # where events may be passed on unread
+    # Where events may be passed on unread: whether these can't be, and what writes them.
+    _wants: Callable[[bytes], bool] | None = None
+    _write_chunk: Callable[[bytes], None] | None = None
     _boundary: EventBoundary | FrameBoundary | None = None  # where there are events
     _filter: UsageEventFilter | None = None
     _is_encoded = False
@@ -181,9 +185,6 @@ class Relay:
         if exchange.started:  # streams are open for long, and heads are some KiB
             self._headers = []
             exchange.forget_headers()
-            is_plain = self._stored is None and not content_encoding
-            if is_plain and isinstance(self._boundary, EventBoundary):
-                self._event_meter = self._meter if isinstance(self._meter, StreamMeter) else None
 
     def _read_headers(self, headers: Headers) -> tuple[bytes, bytes]:
         """Take in what an answer's head says; return its content type and encoding."""
@@ -211,19 +212,40 @@ class Relay:
         passed.append((b"x-kaixu-call-id", self._call_id.encode()))
         self._exchange.begin(self._status, self._reason, passed, length=length, no_body=no_body)
 
-    def on_events(self, data: bytes) -> bool:
-        """Pass on whole events that tell nothing, which is most of what a stream brings."""
-        meter, sieve, boundary = self._event_meter, self._filter, self._boundary
-        if meter is None or boundary is None or not meter.passes_over(data):
+    def on_chunk(self, chunk: bytes, size: int) -> bool:
+        """Pass on whole events that tell nothing, which is most of what a stream brings.
+
+        What is no usage event for the meter is none for the filter; and between two events the
+        boundary stays where it is.
+        """
+        wants, write = self._wants, self._write_chunk
+        if wants is None or write is None or not chunk.endswith(_ENDS_OF_EVENT_AND_CHUNK):
             return False
-        if sieve is not None and not sieve.is_between:  # what tells no usage passes it
+        try:
+            if wants(chunk):
+                return False
+        except Exception:  # noqa: BLE001 - the meter is fed, and takes note of it
             return False
         self._last_byte = self._loop.time()
-        self._bytes_down += len(data)
-        boundary.feed(data)
-        self._exchange.send(data)
-        self._exchange.flush()
+        self._bytes_down += size
+        write(chunk)
         return True
+
+    def _see_what_passes(self) -> None:
+        """Find out whether events that come next may go by filter and meter."""
+        self._wants = None
+        if not isinstance(self._meter, StreamMeter) or not isinstance(
+            self._boundary, EventBoundary
+        ):
+            return
+        is_plain = self._stored is None and not self._is_encoded and self._ending is None
+        if (
+            is_plain
+            and not self._meter.is_over
+            and (self._filter is None or self._filter.is_between)
+        ):
+            self._wants = self._meter.wants
+            self._write_chunk = self._exchange.chunk_writer()
 
     def on_data(self, data: bytes) -> None:
         """Pass a piece of the body on, feed the meter with the copy."""
@@ -256,6 +278,7 @@ class Relay:
         if self._meter.is_over:
             self._note_end()
         self._exchange.flush()
+        self._see_what_passes()
         if self._ending is not None and (self._boundary is None or self._boundary.at_boundary):
             self._end_with_error()
 
@@ -435,7 +458,7 @@ class Relay:
             self._break(status, error)
             return
         self._ending = (status, error)
-        self._event_meter = None
+        self._wants = None
         if self.connection is None or boundary.at_boundary:
             self._end_with_error()
         else:

@@ -28,10 +28,13 @@ class RetrievalRelay(Relay):
             super().on_client_gone()
             return
         self._is_left = True
-        self._event_meter = None
         self._exchange.sink = None
         self._timer = self._loop.call_later(READ_ON_SECONDS_MAX, self._end_in_time)
         self.on_client_ready()  # it may have been behind: nobody is any more
+
+    def on_chunk(self, chunk: bytes, size: int) -> bool:
+        """Pass a chunk on, as long as there is somebody."""
+        return not self._is_left and super().on_chunk(chunk, size)
 
     def on_data(self, data: bytes) -> None:
         """Let those have a piece of the body who read it."""

@@ -11,6 +11,7 @@ import asyncio
 import ssl
 from collections import deque
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Final, Protocol, cast
 
 import httptools
@@ -34,6 +35,7 @@ INTERIM_RESPONSES_MAX: Final = 8  # 1xx answers before the real one
 _NO_BODY: Final = (204, 304)
 _FRAMING: Final = frozenset({b"content-length", b"transfer-encoding"})
 _INTERIM_END: Final = 200
+_LINE_END: Final = b"\r\n"
 _SWITCHING_PROTOCOLS: Final = 101
 
 
@@ -49,10 +51,11 @@ class Reply(Protocol):
     def on_data(self, data: bytes) -> None:
         """A piece of the body came, its framing removed; all that one read has brought."""
 
-    def on_events(self, data: bytes) -> bool:
-        """All that one read has brought, and the body goes on: pass it on, and return True.
+    def on_chunk(self, chunk: bytes, size: int) -> bool:
+        """A read has brought just one chunk of the body, with so many bytes of data: write it on.
 
-        False: it is not done, and told as data.
+        Return False where that takes more than a look: then it is told as data. The chunk's end is
+        not checked yet.
         """
 
     def on_end(self) -> None:
@@ -105,7 +108,11 @@ class UpstreamConnection(asyncio.BufferedProtocol):
         self._any_byte = False
         self._pieces: list[bytes] = []  # of the body, that the present read has brought
         self._pieces_of_body = 0  # how many of them, where the body's end has come
-        self.on_body = self._pieces.append  # the parser's callback, without a call of ours
+        # Callbacks of the parser that are no function of ours: it calls them for each chunk.
+        self.on_body = self._pieces.append
+        self._chunk_ends: list[bool] = []  # not empty: the parser stands where a chunk begins
+        self.on_chunk_header = self._chunk_ends.clear
+        self.on_chunk_complete = partial(self._chunk_ends.append, True)
         self._reset()
 
     def _reset(self) -> None:
@@ -119,6 +126,7 @@ class UpstreamConnection(asyncio.BufferedProtocol):
         self._interim = 0
         self._ended = False
         self._extra = False  # something came behind the answer
+        self._chunk_ends.clear()
 
     @property
     def is_open(self) -> bool:
@@ -181,24 +189,15 @@ class UpstreamConnection(asyncio.BufferedProtocol):
         if reply is None:  # an answer that nobody asked for
             self.abort()
             return
+        if self._chunk_ends and nbytes < CHUNK_BYTES_END and self._pass_chunk(reply, nbytes):
+            return
         self._any_byte = True
         if nbytes >= READ_BUFFER_BYTES:
             self._let_others_read()
-        if not self._head_done:
-            self._head_bytes += nbytes
-        is_broken = False
         try:
-            self._parser.feed_data(self._buffer[:nbytes])
-        except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
-            defect = _defect_of(error)
-            if defect is not None:
-                self._fail(reply, defect)
-                return
-            self._extra = self._ended  # then the answer is whole, whatever came behind it
-            is_broken = not self._ended
-        try:
-            if self._pieces and self._hand_on(reply, goes_on=not (self._ended or is_broken)):
-                return
+            is_broken = not self._parse(nbytes)
+            if self._pieces:
+                self._hand_on(reply)
             if self._reply is None:  # given up while it was told
                 return
             if is_broken or (not self._head_done and self._head_bytes > RESPONSE_HEAD_BYTES_MAX):
@@ -210,21 +209,46 @@ class UpstreamConnection(asyncio.BufferedProtocol):
         except Exception as error:  # noqa: BLE001 - one call's defect is that call's end
             self._fail(reply, error)
 
-    def _hand_on(self, reply: Reply, *, goes_on: bool) -> bool:
-        """Tell what a read has brought of the body, at once: however it was cut into chunks.
+    def _parse(self, nbytes: int) -> bool:
+        """Have a read parsed; return whether it is HTTP. Raises what the reply raised."""
+        if not self._head_done:
+            self._head_bytes += nbytes
+        try:
+            self._parser.feed_data(self._buffer[:nbytes])
+        except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
+            defect = _defect_of(error)
+            if defect is not None:
+                raise defect from None
+            self._extra = self._ended  # then the answer is whole, whatever came behind it
+            return self._ended
+        if self._chunk_ends and bytes(self._buffer[nbytes - 2 : nbytes]) != _LINE_END:
+            self._chunk_ends.clear()  # it ends within the line that tells a chunk's size
+        return True
 
-        Return whether that was all, and written on.
+    def _pass_chunk(self, reply: Reply, nbytes: int) -> bool:
+        """Have a read written on as it is, past the parser, if it is one whole chunk.
+
+        The parser misses nothing: before and behind a chunk it is in the same state.
         """
+        chunk = self._buffer[:nbytes].tobytes()
+        heads, size = _CHUNKS[nbytes]
+        if not chunk.startswith(heads):
+            return False
+        try:
+            return reply.on_chunk(chunk, size)
+        except Exception as error:  # noqa: BLE001 - one call's defect is that call's end
+            self._fail(reply, error)
+            return True
+
+    def _hand_on(self, reply: Reply) -> None:
+        """Tell what a read has brought of the body, at once: however it was cut into chunks."""
         pieces = self._pieces
         if self._ended:
             del pieces[self._pieces_of_body :]
         data = pieces[0] if len(pieces) == 1 else b"".join(pieces)
         pieces.clear()
         if data and self._reply is not None:
-            if goes_on and reply.on_events(data):
-                return True
             reply.on_data(data)
-        return False
 
     def _let_others_read(self) -> None:
         """Read on in the loop's next round: it would stay with a fast vendor for many reads."""
@@ -344,6 +368,22 @@ class UpstreamConnection(asyncio.BufferedProtocol):
         if self._head_done and not self._ended:
             self._ended = True
             self._pieces_of_body = len(self._pieces)
+
+
+def _whole_chunk(nbytes: int) -> tuple[tuple[bytes, ...], int]:
+    """Return how a chunk of so many bytes in all may begin (RFC 9112, 7.1), and its data's size.
+
+    As most servers write them: those with extensions, or zeros before the size, are the parser's.
+    """
+    for digits in (1, 2, 3, 4):
+        size = nbytes - digits - 2 * len(_LINE_END)
+        if size > 0 and len(b"%x" % size) == digits:
+            return (b"%x\r\n" % size, b"%X\r\n" % size), size
+    return (), 0
+
+
+CHUNK_BYTES_END: Final = 2048  # longer ones are the parser's too
+_CHUNKS: Final = tuple(_whole_chunk(nbytes) for nbytes in range(CHUNK_BYTES_END))
 
 
 class _HeadTooLarge(Exception):

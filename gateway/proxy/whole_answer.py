@@ -29,7 +29,7 @@ class WholeAnswer:
         if len(self._body) > self._bytes_max:
             self._end(NO_ANSWER, b"")
 
-    def on_events(self, data: bytes) -> bool:  # noqa: ARG002 - as Reply
+    def on_chunk(self, chunk: bytes, size: int) -> bool:  # noqa: ARG002 - as Reply
         """Take it as data."""
         return False
 
