@@ -17,7 +17,7 @@ import msgspec
 from gateway.proxy.call_plan import CallPlan
 from gateway.proxy.headers import CREDENTIALS, Headers
 
-KNOWN_HEADS_MAX: Final = 1_024  # a few for each client at work; some 5 KiB each
+KNOWN_HEADS_MAX: Final = 16_384  # one for each connection that a worker takes; 1 to 3 KiB each
 KNOWN_HEAD_BYTES_MAX: Final = 4 * 1024  # a longer one is parsed every time
 LENGTH_DIGITS_MAX: Final = 8  # of a body that may be as large as bodies are
 
@@ -32,9 +32,9 @@ _SECRET: Final = CREDENTIALS | {b"proxy-authorization"}
 
 
 class KnownHead:
-    """A head but for its secrets and the body's length. Never changes."""
+    """A head but for its secrets and the body's length, which are empty in its `lines`."""
 
-    __slots__ = ("_headers", "_secrets", "method", "path", "plan", "query")
+    __slots__ = ("_secrets", "lines", "method", "path", "plan", "query")
 
     def __init__(
         self,
@@ -50,13 +50,19 @@ class KnownHead:
         self.path = path
         self.query = query
         self.plan = plan
-        self._headers = [(n, b"" if _is_own(n) else value) for n, value in headers]
+        self.lines = [(n, b"" if _is_own(n) else value) for n, value in headers]
         # Which lines have a value of their own in each request, by number.
         self._secrets = [at for at, (name, _) in enumerate(headers) if _is_own(name)]
 
+    def share(self, other: "KnownHead") -> None:
+        """Keep lines only once that another head has too: most clients' are alike."""
+        pairs = zip(self.lines, other.lines, strict=False)
+        shared = [theirs if ours == theirs else ours for ours, theirs in pairs]
+        self.lines[: len(shared)] = shared
+
     def headers(self, raw: bytes) -> Headers:
         """Return the headers of a request whose head is `raw`, as the parser would give them."""
-        headers = self._headers.copy()
+        headers = self.lines.copy()
         lines = raw.split(b"\r\n")
         for at in self._secrets:
             headers[at] = (headers[at][0], lines[at + 1].partition(b":")[2].strip(b" \t"))
@@ -82,6 +88,7 @@ class KnownHeads:
         """The one that was remembered first goes first."""
         self._entries_max = entries_max
         self._by_digest: dict[bytes, KnownHead] = {}
+        self._latest: KnownHead | None = None
 
     def __len__(self) -> int:
         return len(self._by_digest)
@@ -107,7 +114,9 @@ class KnownHeads:
         """Know a head from now on."""
         if len(self._by_digest) >= self._entries_max:
             del self._by_digest[next(iter(self._by_digest))]
-        self._by_digest[digest] = head
+        if self._latest is not None:
+            head.share(self._latest)
+        self._latest = self._by_digest[digest] = head
 
 
 def _is_own(name: bytes) -> bool:
