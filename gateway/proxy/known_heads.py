@@ -9,6 +9,7 @@ Remembered are heads of callers that were let in, so strangers push nobody out; 
 of the headers that open something, which each request brings along.
 """
 
+from collections import OrderedDict
 from hashlib import sha256
 from typing import Final
 
@@ -87,7 +88,7 @@ class KnownHeads:
     def __init__(self, *, entries_max: int = KNOWN_HEADS_MAX) -> None:
         """The one that was remembered first goes first."""
         self._entries_max = entries_max
-        self._by_digest: dict[bytes, KnownHead] = {}
+        self._by_digest: OrderedDict[bytes, KnownHead] = OrderedDict()
         self._latest: KnownHead | None = None
 
     def __len__(self) -> int:
@@ -113,7 +114,7 @@ class KnownHeads:
     def remember(self, digest: bytes, head: KnownHead) -> None:
         """Know a head from now on."""
         if len(self._by_digest) >= self._entries_max:
-            del self._by_digest[next(iter(self._by_digest))]
+            self._by_digest.popitem(last=False)
         if self._latest is not None:
             head.share(self._latest)
         self._latest = self._by_digest[digest] = head

@@ -2,17 +2,17 @@
 
 Every call is registered and unregistered, so both cost a dictionary look-up and a set operation.
 What takes longer is done once for a token and not for each call: its group is indexed by token,
-parent, user, workspace and org, and stays when its last call ends, until groups are swept.
+parent, user, workspace and org, and stays when its last call ends, until there are many.
 """
 
-from collections import Counter
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator
 from typing import Final, Protocol
 
 from gateway.auth.caller import Caller, Subject
 from gateway.errors import GatewayError, TokenRevoked, TooManyOpenCalls
 
-GROUPS_SWEPT_AT_MIN: Final = 1_024  # tokens; below it, those without an open call may stay
+GROUPS_MANY: Final = 16_384  # tokens; below it, those without an open call may stay
 
 
 class LiveCall(Protocol):
@@ -52,9 +52,8 @@ class LiveCalls:
         self._on_cut_failed = on_cut_failed
         self._calls_per_org_max = calls_per_org_max
         self._by_org: Counter[str] = Counter()  # counted where there is a bound
-        self._groups: dict[str, _Group] = {}  # by token id
+        self._groups: OrderedDict[str, _Group] = OrderedDict()  # by token id
         self._index: dict[Subject, set[_Group]] = {}
-        self._sweep_at = GROUPS_SWEPT_AT_MIN
 
     def __iter__(self) -> Iterator[LiveCall]:
         """Go over the calls that are open now; they may end meanwhile."""
@@ -133,8 +132,8 @@ class LiveCalls:
         """Return the group of a token, found under all subjects of this caller."""
         group = self._groups.get(caller.token_id)
         if group is None:
-            if len(self._groups) >= self._sweep_at:
-                self._sweep()
+            if len(self._groups) >= GROUPS_MANY:
+                self._drop_old()
             group = self._groups[caller.token_id] = _Group()
         group.caller = caller
         for subject in caller.subjects:
@@ -143,14 +142,15 @@ class LiveCalls:
                 self._index.setdefault(subject, set()).add(group)
         return group
 
-    def _sweep(self) -> None:
-        """Drop the groups without a call; each sweep is paid for by as many new groups."""
-        for token_id, group in list(self._groups.items()):
-            if not group.calls:
-                del self._groups[token_id]
-                for subject in group.subjects:
-                    groups = self._index[subject]
-                    groups.discard(group)
-                    if not groups:
-                        del self._index[subject]
-        self._sweep_at = max(GROUPS_SWEPT_AT_MIN, 2 * len(self._groups))
+    def _drop_old(self) -> None:
+        """Drop the two oldest groups, if they have no call: more go than come."""
+        for _ in range(2):
+            token_id, group = self._groups.popitem(last=False)
+            if group.calls:
+                self._groups[token_id] = group
+                continue
+            for subject in group.subjects:
+                groups = self._index[subject]
+                groups.discard(group)
+                if not groups:
+                    del self._index[subject]

@@ -124,14 +124,23 @@ def test_a_token_that_was_looked_up_again_is_found_under_its_old_and_new_user(
     assert len(old.errors) == len(new.errors) == 1
 
 
-def test_tokens_without_an_open_call_do_not_pile_up(calls: LiveCalls) -> None:
-    open_call = Call(calls, caller("open"))
-    for number in range(10 * live_calls.GROUPS_SWEPT_AT_MIN):
+def test_tokens_without_an_open_call_do_not_pile_up(
+    calls: LiveCalls, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(live_calls, "GROUPS_MANY", 50)
+    opened = [Call(calls, caller(f"open {number}")) for number in range(70)]
+    for number in range(500):
         calls.unregister(Call(calls, caller(f"token {number}", user_id=f"user {number}")))
-    assert len(calls._groups) <= live_calls.GROUPS_SWEPT_AT_MIN
-    assert len(calls._index) <= 2 * live_calls.GROUPS_SWEPT_AT_MIN + 2
-    assert list(calls) == [open_call]
-    assert calls.cut("org", "org") == 1
+    assert len(calls._groups) <= 2 * len(opened)
+    assert len(calls._index) <= 2 * len(calls._groups) + 2
+    assert set(calls) == set(opened)
+    for call in opened[20:]:
+        calls.unregister(call)
+    for number in range(500):
+        calls.unregister(Call(calls, caller(f"later {number}")))
+    assert len(calls._groups) <= 50
+    assert set(calls) == set(opened[:20])
+    assert calls.cut("org", "org") == 20
 
 
 def test_a_call_may_end_while_the_open_calls_are_gone_over(calls: LiveCalls) -> None:
