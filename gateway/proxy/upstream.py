@@ -113,10 +113,11 @@ class UpstreamConnection(asyncio.BufferedProtocol):
         self._chunk_ends: list[bool] = []  # not empty: the parser stands where a chunk begins
         self.on_chunk_header = self._chunk_ends.clear
         self.on_chunk_complete = partial(self._chunk_ends.append, True)
+        self._parser = httptools.HttpResponseParser(self)
         self._reset()
 
     def _reset(self) -> None:
-        self._parser = httptools.HttpResponseParser(self)
+        """Expect another answer. The parser does: the one before was whole."""
         self._reason = b""
         self._headers: Headers = []
         self._head_bytes = 0
