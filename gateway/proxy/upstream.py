@@ -185,13 +185,27 @@ class UpstreamConnection(asyncio.BufferedProtocol):
         return self._buffer
 
     def buffer_updated(self, nbytes: int) -> None:
-        """Parse what a read has brought, and hand it on."""
+        """Hand on what a read has brought: one whole chunk as it is, past the parser, if it may be.
+
+        The parser misses nothing: before and behind a chunk it is in the same state.
+        """
         reply = self._reply
         if reply is None:  # an answer that nobody asked for
             self.abort()
             return
-        if self._chunk_ends and nbytes < CHUNK_BYTES_END and self._pass_chunk(reply, nbytes):
-            return
+        if self._chunk_ends and nbytes < CHUNK_BYTES_END:
+            chunk = self._buffer[:nbytes].tobytes()
+            heads, size = _CHUNKS[nbytes]
+            try:
+                if chunk.startswith(heads) and reply.on_chunk(chunk, size):
+                    return
+            except Exception as error:  # noqa: BLE001 - one call's defect is that call's end
+                self._fail(reply, error)
+                return
+        self._read(reply, nbytes)
+
+    def _read(self, reply: Reply, nbytes: int) -> None:
+        """Parse what a read has brought, and hand it on."""
         self._any_byte = True
         if nbytes >= READ_BUFFER_BYTES:
             self._let_others_read()
@@ -225,21 +239,6 @@ class UpstreamConnection(asyncio.BufferedProtocol):
         if self._chunk_ends and bytes(self._buffer[nbytes - 2 : nbytes]) != _LINE_END:
             self._chunk_ends.clear()  # it ends within the line that tells a chunk's size
         return True
-
-    def _pass_chunk(self, reply: Reply, nbytes: int) -> bool:
-        """Have a read written on as it is, past the parser, if it is one whole chunk.
-
-        The parser misses nothing: before and behind a chunk it is in the same state.
-        """
-        chunk = self._buffer[:nbytes].tobytes()
-        heads, size = _CHUNKS[nbytes]
-        if not chunk.startswith(heads):
-            return False
-        try:
-            return reply.on_chunk(chunk, size)
-        except Exception as error:  # noqa: BLE001 - one call's defect is that call's end
-            self._fail(reply, error)
-            return True
 
     def _hand_on(self, reply: Reply) -> None:
         """Tell what a read has brought of the body, at once: however it was cut into chunks."""
