@@ -2,6 +2,7 @@
 
 import os
 import platform
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -65,7 +66,7 @@ class Machine:
             cpus=os.cpu_count() or 1,
             memory_gib=round(pages / 1024**3, 1),
             kernel=platform.release(),
-            python=platform.python_version(),
+            python=f"{platform.python_version()} in {sys.base_prefix}",
             load_average=os.getloadavg(),
             placement=placement,
         )
