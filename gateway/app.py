@@ -530,8 +530,8 @@ class Worker:
         while True:
             await asyncio.sleep(TICK_SECONDS)
             ticks += 1
-            self._calls.sweep()
-            self._lane.sweep()
+            await self._calls.sweep()
+            await self._lane.sweep()
             if ticks % POOL_SWEEP_TICKS == 0:
                 self._upstream.sweep()
 

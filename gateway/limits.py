@@ -29,5 +29,6 @@ WRITE_BUFFER_BYTES_MAX: Final = 64 * 1024  # per stream, then reading from the v
 UNSENT_BYTES_MAX: Final = 128 * 1024  # in the kernel for a client who reads nothing; else 4 MB
 READ_BUFFER_BYTES: Final = 64 * 1024  # of one read from a vendor
 READ_AT_ONCE_BYTES: Final = 128 * 1024  # from one connection, before the others have their turn
+SWEPT_AT_ONCE: Final = 64  # connections or calls looked at for deadlines, before others run
 CONNECTIONS_PER_WORKER_MAX: Final = 16_384
 CONNECTIONS_PER_ADDRESS_MAX: Final = 1_024  # office NATs; loopback exempt unless set

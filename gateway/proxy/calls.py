@@ -24,6 +24,7 @@ from gateway.errors import (
     TokenMissing,
     VendorBroke,
 )
+from gateway.limits import SWEPT_AT_ONCE
 from gateway.permit_limit import PermitLimit
 from gateway.proxy.address_window import AddressWindow
 from gateway.proxy.call_parts import (
@@ -183,13 +184,12 @@ class Calls:
                     exchange.respond(_HEALTHY)
                     return
                 plan = exchange.plan = plan_of(match, exchange.headers, exchange.query)
-            match = plan.match
-            caller = await self._who(exchange, plan, self._in_format(match, None))
+            caller = await self._who(exchange, plan)
             exchange.remember_head(plan)
             call = Call(call_id, caller, exchange, plan, started)
             self._live.register(call)
             await self._permit(call)
-            match = self._in_format(match, caller)
+            match = self._in_format(plan.match, caller)
             if match.endpoint.is_own and caller.tests_vendor is None:
                 self._answer_models(call, match)
             else:
@@ -244,11 +244,12 @@ class Calls:
             )
         )
 
-    def sweep(self) -> None:
-        """Cut what is over a deadline; call about once a second."""
-        now = self._loop.time()
-        for relay in list(self._relays):
-            relay.check_deadlines(now)
+    async def sweep(self) -> None:
+        """Cut what is over a deadline, letting others run in between; call about once a second."""
+        for number, relay in enumerate(list(self._relays), 1):
+            relay.check_deadlines(self._loop.time())
+            if number % SWEPT_AT_ONCE == 0:
+                await asyncio.sleep(0)
 
     def _is_preflight(self, exchange: Exchange) -> bool:
         """Let pages of configured origins read answers; return whether one only asks if it may."""
@@ -278,7 +279,7 @@ class Calls:
         named = self._routing(caller).target(match.vendor)
         return match if named is None else in_format(match, named.kind.wire.name)
 
-    async def _who(self, exchange: Exchange, plan: CallPlan, match: Match) -> Caller:
+    async def _who(self, exchange: Exchange, plan: CallPlan) -> Caller:
         """Return the caller; also whether this worker may admit it at all."""
         if self.draining:
             raise Draining
@@ -290,7 +291,8 @@ class Calls:
             if candidates:
                 caller = await self._authenticator.authenticate(candidates, exchange.address)
         if caller is None:
-            digest = self._upload_tickets.open(exchange.query) if match.is_resumable else None
+            is_resumable = self._in_format(plan.match, None).is_resumable
+            digest = self._upload_tickets.open(exchange.query) if is_resumable else None
             if digest is None:
                 raise TokenMissing
             caller = await self._authenticator.authenticate_digest(digest, exchange.address)

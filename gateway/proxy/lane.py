@@ -28,18 +28,20 @@ import asyncio
 import contextlib
 from collections import Counter
 from collections.abc import Callable, Collection, Coroutine
-from typing import Any, Final
+from typing import Any
 
 from gateway.errors import GatewayError
-from gateway.limits import CONNECTIONS_PER_ADDRESS_MAX, CONNECTIONS_PER_WORKER_MAX
+from gateway.limits import (
+    CONNECTIONS_PER_ADDRESS_MAX,
+    CONNECTIONS_PER_WORKER_MAX,
+    SWEPT_AT_ONCE,
+)
 from gateway.proxy.body_budget import BodyBudget
 from gateway.proxy.client_connection import ClientConnection
 from gateway.proxy.client_peer import is_loopback
 from gateway.proxy.errand import Errand
 from gateway.proxy.exchange import Exchange
 from gateway.proxy.known_heads import KnownHeads
-
-SWEEP_SECONDS: Final = 1.0
 
 Handle = Callable[[Exchange], Coroutine[Any, None, None]]
 Refuse = Callable[[Exchange, GatewayError], None]
@@ -154,11 +156,13 @@ class Lane:
             told = {"message": "A client's connection failed", "exception": error}
             self.loop.call_exception_handler(told)
 
-    def sweep(self) -> None:
-        """Close what is over a deadline; call every SWEEP_SECONDS."""
-        now = self.loop.time()
-        for connection in list(self.connections):
-            connection.sweep(now)
+    async def sweep(self) -> None:
+        """Close what is over a deadline, letting others run meanwhile; call about once a second."""
+        for number, connection in enumerate(list(self.connections), 1):
+            if connection in self.connections:
+                connection.sweep(self.loop.time())
+            if number % SWEPT_AT_ONCE == 0:
+                await asyncio.sleep(0)
 
     def drain(self) -> None:
         """Close idle connections now and each other one after its answer."""

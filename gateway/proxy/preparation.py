@@ -158,7 +158,9 @@ class Preparation:
         """
         held_at: Target | None = None
         holding: Holding | None = None
-        upload_id = upload_id_of(exchange.query) if match.is_resumable else None
+        upload_id: str | None = None
+        if exchange.query and match.is_resumable:
+            upload_id = upload_id_of(exchange.query)
         if upload_id is not None:
             match = replace(match, object_id=object_id_of(upload_id))
         if match.object_id is not None:

@@ -11,7 +11,6 @@ event, at an event boundary, or where no event of ours can be put in, a broken c
 import asyncio
 from collections.abc import Callable
 from enum import Enum, auto
-from http import HTTPStatus
 from typing import Final
 
 from gateway.errors import (
@@ -51,6 +50,7 @@ _REQUEST_ID_HEADERS: Final = frozenset(
         b"x-debug-trace-id",
     }
 )
+_PARTIAL_CONTENT: Final = 206
 _ENDS_OF_EVENT_AND_CHUNK: Final = tuple(end + b"\r\n" for end in EVENT_ENDS)
 _READ_HEADERS: Final = _REQUEST_ID_HEADERS | {
     b"content-encoding",
@@ -171,7 +171,7 @@ class Relay:
             content_encoding=content_encoding,
             headers=headers,
         )
-        if status == HTTPStatus.PARTIAL_CONTENT:
+        if status == _PARTIAL_CONTENT:
             self._meter, self._stored = _NO_METER, None  # a part tells nothing of the whole
         if self._stored is not None:
             self._stored.begin(content_type=content_type, content_encoding=content_encoding)

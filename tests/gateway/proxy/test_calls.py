@@ -726,7 +726,7 @@ async def test_a_vendor_that_never_answers_is_given_up(rig: Rig) -> None:
     async with rig.client() as client:
         client.send(rig.request("/v1/chat/completions", CHAT))
         await asyncio.wait_for(rig.vendor.asked.wait(), DEADLINE_SECONDS)
-        rig.calls.sweep()
+        await rig.calls.sweep()
         answer = await client.answer()
     assert (answer.status, answer.headers["x-kaixu-reason"]) == (504, "vendor_timeout")
     assert (await rig.lines.row())["status"] == "deadline"

@@ -295,7 +295,7 @@ async def test_a_defect_while_a_client_leaves_or_a_deadline_comes_is_told(
                 client.leave()
             else:
                 monkeypatch.setattr(rig.times, "idle_seconds", -1.0)
-                rig.calls.sweep()
+                await rig.calls.sweep()
             assert (await rig.lines.row())["status"] == "interrupted"
         async with asyncio.timeout(DEADLINE_SECONDS):
             while not rig.defects:  # noqa: ASYNC110 - a list tells nobody
