@@ -165,7 +165,8 @@ class RouteLoader:
         targets = [
             (one, _target(one)) for one in vendors if one.kind in KINDS and not one.is_disabled
         ]
-        self._tables, self._table = _tables(targets, aliases)
+        disabled = [one for one in vendors if one.is_disabled]
+        self._tables, self._table = _tables(targets, aliases, disabled)
         self._everything = RoutingTable(target for _, target in targets)
         self.loaded_generation = generation
         self.loaded.set()
@@ -203,19 +204,29 @@ def _lacks_vault_key(vendors: list[OpenedVendor]) -> bool:
 
 
 def _tables(
-    vendors: list[tuple[OpenedVendor, Target]], aliases: list[Alias]
+    vendors: list[tuple[OpenedVendor, Target]],
+    aliases: list[Alias],
+    disabled: list[OpenedVendor],
 ) -> tuple[dict[str, RoutingTable], RoutingTable]:
     """Return the table of each org that has something of its own, and the one of all others."""
     targets: dict[str | None, list[Target]] = {None: []}
     names: dict[str | None, dict[str, tuple[str, str]]] = {None: {}}
     for vendor, target in vendors:
         targets.setdefault(vendor.org_id, []).append(target)
+    off: dict[str | None, set[str]] = {}
+    for vendor in disabled:
+        off.setdefault(vendor.org_id, set()).add(vendor.name)
     for alias in aliases:
         names.setdefault(alias.org_id, {})[alias.name] = (alias.vendor_name, alias.model)
-    shared = RoutingTable(targets.pop(None), names.pop(None))
-    orgs = [org_id for org_id in targets.keys() | names.keys() if org_id is not None]
+    shared = RoutingTable(targets.pop(None), names.pop(None), disabled=off.pop(None, ()))
+    orgs = [org_id for org_id in targets.keys() | names.keys() | off.keys() if org_id is not None]
     return {
-        org_id: RoutingTable(targets.get(org_id, ()), names.get(org_id), base=shared)
+        org_id: RoutingTable(
+            targets.get(org_id, ()),
+            names.get(org_id),
+            base=shared,
+            disabled=off.get(org_id, ()),
+        )
         for org_id in orgs
     }, shared
 

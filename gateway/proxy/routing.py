@@ -8,7 +8,7 @@ Pure, and shared with the control plane, which refuses ambiguity when it is conf
 """
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import translate
 from itertools import combinations
@@ -133,14 +133,18 @@ class RoutingTable:
         aliases: Mapping[str, tuple[str, str]] | None = None,
         *,
         base: "RoutingTable | None" = None,
+        disabled: Collection[str] = (),
     ) -> None:
         """`targets` in the order in which they were added; `aliases`: name → (vendor, model).
 
         `base` is what comes after all of these: a name, an alias, a pattern or a default is looked
-        for in it where there is none here. Its targets whose names are taken here are not called.
+        for in it where there is none here. Its targets whose names are taken here are not called:
+        by one of `targets`, or by a `disabled` one, for who turns a vendor off wants no other one
+        called in its place.
         """
         own = tuple(targets)
-        names = {target.name for target in own}
+        self._disabled = frozenset(disabled)
+        names = {target.name for target in own} | self._disabled
         inherited: tuple[Target, ...] = () if base is None else base.targets
         self.targets: Final[tuple[Target, ...]] = (
             *own, *(one for one in inherited if one.name not in names),
@@ -157,7 +161,8 @@ class RoutingTable:
         if base is not None:
             self._take_defaults(one for one in own if one.is_default)
             for group, target in base.defaults.items():
-                self._take_defaults([self._by_name[target.name]], groups=(group,))
+                if target.name in self._by_name:
+                    self._take_defaults([self._by_name[target.name]], groups=(group,))
         self._take_defaults(sorted(own, key=lambda one: not one.is_default))
         for target in own:
             self._add_patterns(target)
@@ -207,7 +212,11 @@ class RoutingTable:
         if vendor is not None:
             target = self._by_name.get(vendor)
             if target is None:
-                raise NoRoute("The gateway has no vendor of this name.")
+                raise NoRoute(
+                    "This vendor is disabled."
+                    if vendor in self._disabled
+                    else "The gateway has no vendor of this name."
+                )
             if wire_name not in target.kind.groups:
                 raise NoRoute(f"This path {_OTHER_FORMAT}")
             return Route(targets=(target,), model=model)
@@ -229,7 +238,8 @@ class RoutingTable:
         vendor, model = alias
         target = self._by_name.get(vendor)
         if target is None:
-            raise NoRoute("This model is an alias for a vendor that the gateway no longer has.")
+            gone = "is disabled" if vendor in self._disabled else "the gateway no longer has"
+            raise NoRoute(f"This model is an alias for a vendor that {gone}.")
         if wire_name not in target.kind.groups:
             raise NoRoute(f"This model is an alias. It {_OTHER_FORMAT}")
         return Route(targets=(target,), model=model, alias=name)
@@ -243,10 +253,8 @@ class RoutingTable:
             if pattern.compiled.match(model):
                 return pattern.target
         found = None if self._base is None else self._base.match_model(model, wire_name)
-        if found is None:
-            return None
-        named = self._by_name[found.name]
-        return named if wire_name in named.kind.groups else None
+        named = None if found is None else self._by_name.get(found.name)
+        return named if named is not None and wire_name in named.kind.groups else None
 
     def is_elsewhere(self, model: str, wire_name: str) -> bool:
         """Return whether a vendor of another wire format claims a model, by more than '*'."""

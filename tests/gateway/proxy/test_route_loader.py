@@ -272,7 +272,7 @@ async def test_orgs_have_tables_of_their_own_only_where_they_have_something_of_t
     await owner.execute(ADD, "shared", "openai", True, b"")
     for name, org_id, is_disabled in (
         ("mine", orgs[0], False), ("shared", orgs[0], False), ("off", orgs[0], True),
-        ("theirs", orgs[1], False),
+        ("theirs", orgs[1], False), ("shared", orgs[1], True),
     ):  # fmt: skip
         await owner.execute(
             "INSERT INTO vendors (name, org_id, kind, base_url, is_private, is_simulator, "
@@ -284,7 +284,7 @@ async def test_orgs_have_tables_of_their_own_only_where_they_have_something_of_t
     await rig.loader.load()
     tables = [rig.loader.table(caller(org_id)) for org_id in orgs]
     ports = [{t.name: t.base.port for t in table.targets} for table in tables]
-    assert ports == [{"mine": 2, "shared": 2}, {"theirs": 2, "shared": 1}, {"shared": 1}]
+    assert ports == [{"mine": 2, "shared": 2}, {"theirs": 2}, {"shared": 1}]
     assert [table.aliases for table in tables] == [{"fast": ("mine", "m")}, {}, {}]
     assert tables[2] is rig.loader.table()
     assert len(rig.loader.everything().targets) == 4

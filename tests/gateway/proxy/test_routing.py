@@ -236,3 +236,18 @@ def test_a_model_of_the_operators_that_an_own_vendor_of_another_format_hides_is_
     table = RoutingTable([target("openai", kind="anthropic")], base=base)
     route = table.route(wire_name="openai", vendor=None, model="gpt-5")
     assert route.targets[0].name == "groq"
+
+
+def test_no_vendor_of_the_operators_is_called_in_the_place_of_a_disabled_own_one() -> None:
+    base = RoutingTable(
+        [target("openai", is_default=True, models=("gpt-*",)), target("groq", models=("llama-*",))],
+        {"fast": ("openai", "gpt-5")},
+    )
+    table = RoutingTable((), base=base, disabled={"openai"})
+    for model, vendor in (("gpt-5", "openai"), ("fast", None), ("gpt-5", None), (None, None)):
+        with pytest.raises(NoRoute) as refused:
+            table.route(wire_name="openai", vendor=vendor, model=model)
+        if vendor is not None or model == "fast":
+            assert "is disabled" in refused.value.message
+    assert table.route(wire_name="openai", vendor=None, model="llama-3").targets[0].name == "groq"
+    assert [one.name for one in table.targets] == ["groq"]
