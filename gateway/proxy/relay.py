@@ -232,19 +232,18 @@ class Relay:
         return True
 
     def _see_what_passes(self) -> None:
-        """Find out whether events that come next may go by filter and meter."""
+        """Find out whether events that come next may go by all who read the answer."""
         self._wants = None
-        if not isinstance(self._meter, StreamMeter) or not isinstance(
-            self._boundary, EventBoundary
-        ):
+        meter, sieve = self._meter, self._filter
+        if not isinstance(meter, StreamMeter) or not isinstance(self._boundary, EventBoundary):
             return
-        is_plain = self._stored is None and not self._is_encoded and self._ending is None
-        if (
-            is_plain
-            and not self._meter.is_over
-            and (self._filter is None or self._filter.is_between)
-        ):
-            self._wants = self._meter.wants
+        if self._is_encoded or meter.is_over or self._ending is not None:
+            return
+        if sieve is None or sieve.is_between:
+            wants = meter.wants
+            if wants is not None and self._stored is not None:
+                wants = _either(wants, self._stored.wants)
+            self._wants = wants
             self._write_chunk = self._exchange.chunk_writer()
 
     def on_data(self, data: bytes) -> None:
@@ -541,6 +540,13 @@ class Relay:
         self._leave()
         if not self.outcome.is_told:
             self.outcome.tell(outcome)
+
+
+def _either(
+    one: Callable[[bytes], bool], other: Callable[[bytes], bool] | None
+) -> Callable[[bytes], bool] | None:
+    """Return what tells whether one of two readers has to be fed, None where the other has to."""
+    return None if other is None else lambda raw: one(raw) or other(raw)
 
 
 def _boundary_in(content_type: bytes) -> EventBoundary | FrameBoundary | None:

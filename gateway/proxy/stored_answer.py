@@ -11,7 +11,7 @@ from typing import Final
 from gateway.metering.usage import Usage, told_later
 from gateway.proxy.call_row import MeteredObject
 from gateway.proxy.resumable_uploads import BegunUpload
-from gateway.proxy.stored_ids import Stored, Watcher, open_watcher
+from gateway.proxy.stored_ids import Stored, Watcher, open_watcher, wants_nothing
 from gateway.proxy.stored_paths import Answer, Kind
 
 
@@ -65,6 +65,11 @@ class StoredAnswer:
             self._watcher = open_watcher(
                 self.facts.tells, content_type=content_type, content_encoding=content_encoding
             )
+
+    @property
+    def wants(self) -> Callable[[bytes], bool] | None:
+        """What tells whether whole events have to be fed; None: whatever comes next has to be."""
+        return wants_nothing if self._watcher is None else self._watcher.wants
 
     def feed(self, data: bytes) -> None:
         """Take in bytes of the answer as they came."""

@@ -149,6 +149,11 @@ _SHAPES: Final[Mapping[Answer, _Shape]] = MappingProxyType(
 )
 
 
+def wants_nothing(raw: bytes) -> bool:  # noqa: ARG001 - as others that tell what is wanted
+    """Return False: no event has to be fed."""
+    return False
+
+
 class Watcher:
     """Tells what one answer says is stored, each once, whatever way it is cut. Never raises."""
 
@@ -159,15 +164,25 @@ class Watcher:
         self._decoder = decoder
         self._parser: SseParser | None = None
         if is_stream and self._shape.event is not None:
-            wanted = self._shape.wanted
-            self._parser = SseParser(
-                lambda raw: any(raw.find(one) >= 0 for one in wanted),
-                event_bytes_max=SSE_WHOLE_OUTPUT_BYTES_MAX,
-            )
+            self._parser = SseParser(self._holds_wanted, event_bytes_max=SSE_WHOLE_OUTPUT_BYTES_MAX)
         self._held = bytearray()
         self._cut = False  # there was more than is held
         self._told: set[str] = set()
         self._stopped = False
+
+    def _holds_wanted(self, raw: bytes) -> bool:
+        for one in self._shape.wanted:  # noqa: SIM110 - half as dear as a generator
+            if raw.find(one) >= 0:
+                return True
+        return False
+
+    @property
+    def wants(self) -> Callable[[bytes], bool] | None:
+        """What tells whether whole events have to be fed; None: whatever comes next has to be."""
+        if self._stopped:
+            return wants_nothing
+        is_between = self._parser is not None and self._parser.is_between
+        return self._holds_wanted if is_between and self._decoder is None else None
 
     def feed(self, chunk: bytes) -> list[Stored]:
         """Take in bytes of the answer as they came; return what they tell that is new."""
