@@ -28,7 +28,7 @@ from gateway.sql import CONNECTION_FAULTS, load_queries
 BATCH_ROWS_MAX: Final = 500
 BATCH_BYTES_MAX: Final = 1024 * 1024
 GATHER_SECONDS: Final = 0.05  # from a close to its batch: one transaction for all that close in it
-BUSY_ROWS: Final = 20  # where so many came in that time, the next ones gather longer
+BUSY_ROWS: Final = 2  # where so many came in that time, the next ones gather longer
 BUSY_GATHER_SECONDS: Final = 0.2
 STATEMENT_SECONDS_MAX: Final = 30.0  # for a connection and the statement
 # At first only so long: a connection that fell silent looks like a slow statement, and everything
