@@ -61,6 +61,8 @@ async def find_simulator(
         if not is_embedded:
             return Simulator(port=port)
         port = 0
+    elif port and not _is_free(port):  # a connection of somebody's has it, by chance
+        port = 0
     folder = data_dir / "simulator"
     make_private(folder)
     simulator = Simulator(port=port, tally=folder / "tally.jsonl")
@@ -72,6 +74,16 @@ async def find_simulator(
         dies_with_us=True,
     )
     return simulator
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as one:
+        one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            one.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+    return True
 
 
 async def _is_listening(port: int) -> bool:

@@ -3,6 +3,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -117,6 +118,11 @@ async def vendors(url: str) -> dict[str, asyncpg.Record]:
     return {row["name"]: row for row in rows}
 
 
+async def simulator_port(ready: Ready) -> int:
+    simulated = (await vendors(ready.database_url))["openai"]
+    return int(simulated["base_url"].split(":")[2].split("/")[0])
+
+
 async def test_the_first_start_sets_everything_up_and_the_second_finds_it(up: Up) -> None:
     async with up.running({"OPENAI_API_KEY": "sk-canary"}) as first:
         document = first.document()
@@ -155,6 +161,20 @@ async def test_the_first_start_sets_everything_up_and_the_second_finds_it(up: Up
         assert not (await vendors(second.database_url))["openai"]["is_simulator"]
 
 
+async def test_a_simulator_whose_port_a_connection_has_by_now_takes_another(up: Up) -> None:
+    async with up.running() as first:
+        before = await simulator_port(first)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = server.getsockname()
+        with socket.create_connection(address, source_address=("127.0.0.1", before)):
+            async with up.running() as second:
+                after = await simulator_port(second)
+                assert after != before
+                _, writer = await asyncio.open_connection("127.0.0.1", after)
+                writer.close()
+                await writer.wait_closed()
+
+
 async def test_the_gateway_gets_what_it_needs_and_nothing_else(up: Up) -> None:
     given = {
         "OPENAI_API_KEY": "sk-canary",
@@ -191,9 +211,7 @@ async def test_what_is_killed_is_started_again_where_it_was(up: Up) -> None:
         os.kill(killed, signal.SIGKILL)
         await eventually(lambda: file.exists() and int(file.read_text().split()[0]) != killed)
         await eventually(lambda: file.read_text().rstrip().endswith("ready"))
-        simulated = (await vendors(ready.database_url))["openai"]
-        port = int(simulated["base_url"].split(":")[2].split("/")[0])
-        _, writer = await asyncio.open_connection("127.0.0.1", port)
+        _, writer = await asyncio.open_connection("127.0.0.1", await simulator_port(ready))
         writer.close()
         await writer.wait_closed()
     assert any("gateway has ended (signal 9)" in note for note in up.notes)
