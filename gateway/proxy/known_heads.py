@@ -18,7 +18,8 @@ import msgspec
 from gateway.proxy.call_plan import CallPlan
 from gateway.proxy.headers import CREDENTIALS, Headers
 
-KNOWN_HEADS_MAX: Final = 16_384  # one for each connection that a worker takes; 1 to 3 KiB each
+KNOWN_BYTES_MAX: Final = 48 * 1024 * 1024  # of all heads of a worker: some 15,000 of most clients'
+LINE_BYTES: Final = 200  # that a line takes besides its text, as name and value in a tuple
 KNOWN_HEAD_BYTES_MAX: Final = 4 * 1024  # a longer one is parsed every time
 LENGTH_DIGITS_MAX: Final = 8  # of a body that may be as large as bodies are
 
@@ -35,7 +36,7 @@ _SECRET: Final = CREDENTIALS | {b"proxy-authorization"}
 class KnownHead:
     """A head but for its secrets and the body's length, which are empty in its `lines`."""
 
-    __slots__ = ("_secrets", "lines", "method", "path", "plan", "query")
+    __slots__ = ("_secrets", "lines", "method", "path", "plan", "query", "size")
 
     def __init__(
         self,
@@ -52,6 +53,9 @@ class KnownHead:
         self.query = query
         self.plan = plan
         self.lines = [(n, b"" if _is_own(n) else value) for n, value in headers]
+        text = sum(len(name) + len(value) for name, value in self.lines)
+        # Its plan has most of the text once more.
+        self.size = len(path) + len(query) + 2 * text + LINE_BYTES * len(self.lines)
         # Which lines have a value of their own in each request, by number.
         self._secrets = [at for at, (name, _) in enumerate(headers) if _is_own(name)]
 
@@ -85,9 +89,10 @@ class Found(msgspec.Struct):
 class KnownHeads:
     """The heads of all clients of one worker."""
 
-    def __init__(self, *, entries_max: int = KNOWN_HEADS_MAX) -> None:
+    def __init__(self, *, bytes_max: int = KNOWN_BYTES_MAX) -> None:
         """The one that was remembered first goes first."""
-        self._entries_max = entries_max
+        self._bytes_max = bytes_max
+        self._bytes = 0
         self._by_digest: OrderedDict[bytes, KnownHead] = OrderedDict()
         self._latest: KnownHead | None = None
 
@@ -113,11 +118,15 @@ class KnownHeads:
 
     def remember(self, digest: bytes, head: KnownHead) -> None:
         """Know a head from now on."""
-        if len(self._by_digest) >= self._entries_max:
-            self._by_digest.popitem(last=False)
+        before = self._by_digest.pop(digest, None)  # of a request that was sent at the same time
+        if before is not None:
+            self._bytes -= before.size
         if self._latest is not None:
             head.share(self._latest)
         self._latest = self._by_digest[digest] = head
+        self._bytes += head.size
+        while self._bytes > self._bytes_max:
+            self._bytes -= self._by_digest.popitem(last=False)[1].size
 
 
 def _is_own(name: bytes) -> bool:

@@ -228,11 +228,32 @@ async def test_a_head_that_asks_for_more_than_an_answer_is_parsed_every_time(lin
     assert len(desk.lane.known_heads) == 0
 
 
-async def test_the_oldest_head_goes_where_there_are_too_many() -> None:
+async def test_the_oldest_heads_go_where_they_take_too_much() -> None:
     desk = Desk(remembers=True)
-    desk.lane.known_heads = KnownHeads(entries_max=2)
-    for number in range(5):
-        await desk.take([head(b"X-Number: %d" % number) + b"{}"])
+    desk.lane.known_heads = KnownHeads(bytes_max=10_000)
+    heads = [head(b"X-Number: %d" % number) for number in range(50)]
+    for one in heads:
+        await desk.take([one + b"{}"])
+    few = len(desk.lane.known_heads)
+    assert 5 < few < 20
+    known = [(found := desk.lane.known_heads.find(one)) and found.known for one in heads]
+    assert [one is not None for one in known] == [False] * (50 - few) + [True] * few
+    await desk.take([head(b"X-Long: " + b"x" * 3_000) + b"{}"])
+    assert len(desk.lane.known_heads) < few, "a long one takes the place of several"
+
+
+async def test_a_head_that_two_requests_bring_at_once_is_counted_once() -> None:
+    desk = Desk(remembers=True)
+    desk.lane.known_heads = KnownHeads(bytes_max=2_000)
+    reads = [PLAIN + b"{}", head(b"X: y") + b"{}"]
+    for read in reads:
+        await desk.take([read])
+    assert len(desk.lane.known_heads) == 2
+    found = desk.lane.known_heads.find(reads[0])
+    assert found is not None
+    assert found.known is not None
+    for _ in range(9):
+        desk.lane.known_heads.remember(found.digest, found.known)
     assert len(desk.lane.known_heads) == 2
 
 
