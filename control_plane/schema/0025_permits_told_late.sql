@@ -29,7 +29,6 @@ DECLARE
     used_in_window bigint;
     held_by_others bigint;
     spare_with_others bigint;
-    has_gone boolean;
     free bigint;
 BEGIN
     FOR asked IN
@@ -46,43 +45,32 @@ BEGIN
         subject := asked.subject;
         granted := 0;
         outstanding := false;
-        lost := 0;
         used_in_window := 0;
         wait_seconds := NULL;
 
-        -- Statements of their own: they see what was committed while we waited.
-        LOOP
-            SELECT
-                coalesce(sum(h.held), 0), coalesce(sum(h.spare), 0),
-                coalesce(bool_or(NOT EXISTS (
+        -- A statement of its own: it sees what was committed while we waited.
+        WITH gone AS (
+            DELETE FROM permits_held AS h
+            WHERE h.kind = asked.kind AND h.subject = asked.subject
+                AND h.worker_id <> exchange_permits.worker_id
+                AND NOT EXISTS (
                     SELECT FROM workers AS w
                     WHERE w.id = h.worker_id AND w.ended_at IS NULL
                         AND w.heartbeat_at + w.lease + CASE
                             WHEN asked.seconds IS NULL THEN w.offline_stream_grace
                             ELSE interval '0'
                         END > clock_timestamp()
-                )), false)
-            INTO held_by_others, spare_with_others, has_gone
-            FROM permits_held AS h
-            WHERE h.kind = asked.kind AND h.subject = asked.subject
-                AND h.worker_id <> exchange_permits.worker_id;
-            EXIT WHEN NOT has_gone;
-            WITH gone AS (
-                DELETE FROM permits_held AS h
-                WHERE h.kind = asked.kind AND h.subject = asked.subject
-                    AND h.worker_id <> exchange_permits.worker_id
-                    AND NOT EXISTS (
-                        SELECT FROM workers AS w
-                        WHERE w.id = h.worker_id AND w.ended_at IS NULL
-                            AND w.heartbeat_at + w.lease + CASE
-                                WHEN asked.seconds IS NULL THEN w.offline_stream_grace
-                                ELSE interval '0'
-                            END > clock_timestamp()
-                    )
-                RETURNING h.held
-            )
-            SELECT lost + coalesce(sum(g.held), 0) INTO lost FROM gone AS g;
-        END LOOP;
+                )
+            RETURNING h.worker_id
+        )
+        SELECT
+            coalesce(sum(h.held) FILTER (WHERE g.worker_id IS NULL), 0),
+            coalesce(sum(h.spare) FILTER (WHERE g.worker_id IS NULL), 0),
+            coalesce(sum(h.held) FILTER (WHERE g.worker_id IS NOT NULL), 0)
+        INTO held_by_others, spare_with_others, lost
+        FROM permits_held AS h LEFT JOIN gone AS g ON g.worker_id = h.worker_id
+        WHERE h.kind = asked.kind AND h.subject = asked.subject
+            AND h.worker_id <> exchange_permits.worker_id;
 
         now_at := clock_timestamp();
         IF asked.seconds IS NOT NULL THEN

@@ -5,8 +5,8 @@ good again when its call has left the window, which needs nobody else; so a toke
 then costs the database nothing. A purse that runs low tells when it used what, and fetches more, in
 one statement with others; only a call that finds its purse empty waits for that. What workers hold
 and what they told to be used within the window never exceed the limit together
-(`control_plane/schema/0010_permits.sql`), so that no window has more calls in it than it may,
-wherever they began. Who needs permits that others hold calls them back.
+(`control_plane/schema/0010_permits.sql` and 0025), so that no window has more calls in it than it
+may, wherever they began. Who needs permits that others hold calls them back.
 
 Nothing of this has to outlive the process: what a worker held counts as used once it is gone.
 """

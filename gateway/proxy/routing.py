@@ -143,8 +143,9 @@ class RoutingTable:
         called in its place.
         """
         own = tuple(targets)
-        self._disabled = frozenset(disabled)
-        names = {target.name for target in own} | self._disabled
+        off = frozenset(disabled)
+        self.disabled: Final[frozenset[str]] = off if base is None else off | base.disabled
+        names = {target.name for target in own} | off
         inherited: tuple[Target, ...] = () if base is None else base.targets
         self.targets: Final[tuple[Target, ...]] = (
             *own, *(one for one in inherited if one.name not in names),
@@ -214,7 +215,7 @@ class RoutingTable:
             if target is None:
                 raise NoRoute(
                     "This vendor is disabled."
-                    if vendor in self._disabled
+                    if vendor in self.disabled
                     else "The gateway has no vendor of this name."
                 )
             if wire_name not in target.kind.groups:
@@ -238,7 +239,7 @@ class RoutingTable:
         vendor, model = alias
         target = self._by_name.get(vendor)
         if target is None:
-            gone = "is disabled" if vendor in self._disabled else "the gateway no longer has"
+            gone = "is disabled" if vendor in self.disabled else "the gateway no longer has"
             raise NoRoute(f"This model is an alias for a vendor that {gone}.")
         if wire_name not in target.kind.groups:
             raise NoRoute(f"This model is an alias. It {_OTHER_FORMAT}")

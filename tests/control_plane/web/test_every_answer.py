@@ -6,6 +6,7 @@ import json
 import re
 import uuid
 from dataclasses import replace
+from pathlib import Path
 from typing import Final
 from urllib.parse import urlsplit
 
@@ -19,6 +20,7 @@ from control_plane.web.security_headers import HEADERS
 from tests.conftest import Database
 from tests.control_plane.conftest import Answer, Node, People, Person, started
 
+ROOT: Final = Path(__file__).resolve().parents[3]
 METHODS: Final = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "PROPFIND")
 SAME_ON_ALL: Final = {**HEADERS, "cache-control": "no-store"}
 # What an answer never tells: where it went wrong, in which file, by which query, on which server.
@@ -26,7 +28,7 @@ LEAKS: Final = re.compile(
     rb"Traceback|\.py\b|File \"|site-packages|asyncpg|psycopg|SELECT |INSERT |UPDATE |relation \""
     rb"|permission denied|password authentication|127\.0\.0\.1:\d|port \d|aiohttp|Python/"
     rb"|kaixu_control|Errno"
-    rb"|/tmp/|/work/|/usr/|PostgreSQL|sqlstate",
+    rb"|/tmp/|/usr/|PostgreSQL|sqlstate|" + re.escape(str(ROOT).encode()),
     re.IGNORECASE,
 )
 

@@ -279,6 +279,24 @@ class Answer:
     clean: bool  # the framing says that it is whole
 
 
+def target_at(port: int, kind: str, *, asks_usage: bool = False, path: str = "") -> Target:
+    """Return a vendor on this machine."""
+    return Target(
+        vendor_id=str(uuid.uuid5(uuid.NAMESPACE_DNS, kind)),
+        name=kind,
+        kind=KINDS[kind],
+        base=check_base_url(f"http://127.0.0.1:{port}{path}", allow_private=True),
+        is_private=True,
+        is_default=True,
+        models=None,
+        asks_usage=asks_usage,
+        account_headers=False,
+        is_simulator=False,
+        credential=KINDS[kind].credential_header(KEY),
+        key=KEY,
+    )
+
+
 class Rig:
     """Everything between one raw client and one scripted vendor."""
 
@@ -345,20 +363,7 @@ class Rig:
         self.port = 0
 
     def target(self, kind: str, *, asks_usage: bool = False, path: str = "") -> Target:
-        return Target(
-            vendor_id=str(uuid.uuid5(uuid.NAMESPACE_DNS, kind)),
-            name=kind,
-            kind=KINDS[kind],
-            base=check_base_url(f"http://127.0.0.1:{self.vendor.port}{path}", allow_private=True),
-            is_private=True,
-            is_default=True,
-            models=None,
-            asks_usage=asks_usage,
-            account_headers=False,
-            is_simulator=False,
-            credential=KINDS[kind].credential_header(KEY),
-            key=KEY,
-        )
+        return target_at(self.vendor.port, kind, asks_usage=asks_usage, path=path)
 
     def request(
         self,

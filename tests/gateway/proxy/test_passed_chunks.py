@@ -10,7 +10,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.clock import DatabaseClock
-from gateway.connect_guard import check_base_url
 from gateway.metering.usage import Usage
 from gateway.proxy.call_record import CallRecord, RecordKeeper
 from gateway.proxy.cloud_paths import find
@@ -18,10 +17,9 @@ from gateway.proxy.endpoints import Endpoint
 from gateway.proxy.exchange import Connection, Exchange
 from gateway.proxy.preparation import Request, Sent
 from gateway.proxy.relay import Relay, RelayTimes
-from gateway.proxy.routing import Target
 from gateway.proxy.stored_answer import StoredAnswer, StoredFacts
 from gateway.proxy.stored_ids import Stored
-from gateway.vendors.registry import KINDS
+from tests.gateway.proxy.rig import target_at
 
 CHAT, MESSAGES, RESPONSES = "/v1/chat/completions", "/v1/messages", "/v1/responses"
 
@@ -39,6 +37,8 @@ USAGE = {"prompt_tokens": 7, "completion_tokens": 9, "total_tokens": 16}
 ITEM = {"type": "response.output_item.added", "item": {"type": "message", "id": "msg_1"}}
 RESPONSE = {"id": "resp_1", "object": "response", "model": "m-1", "status": "in_progress"}
 ENDED = {**RESPONSE, "status": "completed", "usage": {"input_tokens": 7, "output_tokens": 9}}
+ENDS_IN_CR = event({"choices": [], "usage": USAGE}).replace(b"\n", b"\r")
+BEGINS_WITH_LF = b"\n" + event(delta("after the rest of a line's end"))
 EVENTS = {
     CHAT: [
         event(delta("tokens")),
@@ -50,6 +50,8 @@ EVENTS = {
         event({"error": {"message": "no"}}),
         b": note\n\n",
         b"data: [DONE]\n\n",
+        ENDS_IN_CR,
+        BEGINS_WITH_LF,
         b"data: {\n\n",
         b"\n\n",
     ],
@@ -131,24 +133,6 @@ def endpoint_of(path: str) -> Endpoint:
     return match.endpoint
 
 
-def target() -> Target:
-    kind = KINDS["openai"]
-    return Target(
-        vendor_id="v",
-        name="vendor",
-        kind=kind,
-        base=check_base_url("http://127.0.0.1:1/v1", allow_private=True),
-        is_private=True,
-        is_default=True,
-        models=None,
-        asks_usage=True,
-        account_headers=False,
-        is_simulator=False,
-        credential=kind.credential_header(b"key"),
-        key=b"key",
-    )
-
-
 class Passed:
     """What came of an answer whose body came in these chunks, each in a read of its own."""
 
@@ -167,7 +151,7 @@ class Passed:
         request = Request(
             endpoint=endpoint_of(path),
             path=path,
-            target=target(),
+            target=target_at(1, "openai"),
             model="m",
             stream=True,
             sent=Sent(body=b"{}", asked_usage=asked_usage, drop_content_encoding=False),
@@ -249,6 +233,15 @@ async def test_what_goes_by_changes_nothing(
     assert by.rows == read.rows
     assert by.usage == read.usage
     assert by.stored == read.stored
+
+
+async def test_what_ends_an_event_that_was_taken_out_does_not_go_by() -> None:
+    chunks = [BEGINS[CHAT], ENDS_IN_CR, BEGINS_WITH_LF]
+    passed = [
+        Passed(CHAT, chunks, by=by, asked_usage=True, stores=False).read for by in (True, False)
+    ]
+    assert unframed(passed[0]) == unframed(passed[1])
+    assert b"prompt_tokens" not in passed[0]
 
 
 @pytest.mark.parametrize("path", [CHAT, MESSAGES, RESPONSES])
