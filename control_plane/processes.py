@@ -26,6 +26,8 @@ BACKOFF_SECONDS_MAX: Final = 5.0
 HEALTHY_SECONDS: Final = 30.0  # then the next end counts as the first one
 LINE_BYTES_MAX: Final = 64 * 1024
 
+# Looked up here: between fork and exec, libc's loader may be locked by a thread that is not there.
+_prctl: Final = ctypes.CDLL(None).prctl
 _PR_SET_PDEATHSIG: Final = 1
 _PASSED_ON: Final = ("PATH", "HOME", "TZ", "TMPDIR", "SSL_CERT_FILE", "SSL_CERT_DIR")
 _PASSED_ON_STARTS: Final = ("LC_", "LANG", "PYTHON", "COVERAGE_", "XDG_RUNTIME_")
@@ -183,14 +185,19 @@ class _Running:
 
 
 async def _wait(event: asyncio.Event, *, seconds: float) -> None:
-    """Wait for an event, or for so long."""
+    """Wait for an event, or for so long.
+
+    Not by `asyncio.wait_for`: until Python 3.12 that loses a cancellation that comes with the
+    event, and a Ctrl-C would end nothing (https://github.com/python/cpython/issues/86296).
+    """
     with contextlib.suppress(TimeoutError):
-        await asyncio.wait_for(event.wait(), seconds)
+        async with asyncio.timeout(seconds):
+            await event.wait()
 
 
 def _end_with_parent() -> None:
     """Ask the kernel for a SIGTERM when the parent ends, however it ends."""
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    _prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def _told(code: int | None) -> str:
