@@ -49,13 +49,18 @@ EVERY_POSTGRES: Final = (
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Leave what one PostgreSQL is enough for to the slow tests, on the other one."""
+    """Leave what one PostgreSQL is enough for to the slow tests, on the other one.
+
+    No slow test has a deadline (`timeout` in pyproject.toml).
+    """
     folder = Path(__file__).parent
     for item in items:
         where = item.path.relative_to(folder).as_posix()
         is_enough = where.startswith(ONE_POSTGRES) and not where.startswith(EVERY_POSTGRES)
         if is_enough and "pg15" in re.split(r"[\[\]-]", item.name):
             item.add_marker(pytest.mark.slow)
+        if item.get_closest_marker("slow"):
+            item.add_marker(pytest.mark.timeout(0))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
