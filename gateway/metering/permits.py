@@ -2,9 +2,10 @@
 
 A worker takes permits from purses in its memory: `take` is a step without a wait. A used one is
 good again when its call has left the window, which needs nobody else; so a token that calls now and
-then costs the database nothing. A purse that runs low tells when it used what, and fetches more, in
-one statement with others; only a call that finds its purse empty waits for that. What workers hold
-and what they told to be used within the window never exceed the limit together
+then costs the database nothing. A purse that runs low fetches more, in one statement with others;
+only a call that finds its purse empty waits for that. When it used what is told where a call waits,
+where others need some, where the purse goes back, and where it is too much to keep. What workers
+hold and what they told to be used within the window never exceed the limit together
 (`control_plane/schema/0010_permits.sql` and 0025), so that no window has more calls in it than it
 may, wherever they began. Who needs permits that others hold calls them back.
 
