@@ -649,12 +649,17 @@ async def test_calls_that_made_something_tell_their_usage_each(
 
 
 @pytest.mark.parametrize("retrieved_first", [True, False])
-async def test_what_was_left_for_later_is_told_by_its_maker_or_by_who_retrieved_it(
-    owner: asyncpg.Connection, gateway_pool: asyncpg.Pool, *, retrieved_first: bool
+@pytest.mark.parametrize("deferred", [True, False])
+async def test_what_was_made_is_told_by_its_maker_or_by_who_retrieved_it(
+    owner: asyncpg.Connection,
+    gateway_pool: asyncpg.Pool,
+    *,
+    retrieved_first: bool,
+    deferred: bool,
 ) -> None:
     call_id = ids.new()
     await record_maker(gateway_pool, call_id=call_id)
-    made = compact(make_row(**MADE, **TOLD, metered_deferred=True, id=call_id))
+    made = compact(make_row(**MADE, **TOLD, metered_deferred=deferred, id=call_id))
     again = compact(make_row(**OBJECT, **TOLD))
     for row in [again, made] if retrieved_first else [made, again]:
         await Ledger(gateway_pool).append([row])
