@@ -29,7 +29,7 @@ from benchmarks.measure import (
 )
 from benchmarks.ours import Ours, remove_data
 from benchmarks.peers import PEERS
-from benchmarks.processes import Placement, RigError
+from benchmarks.processes import Placement, RigError, kept_awake
 from benchmarks.report import OURS, Machine, Run, header, render, to_json
 from benchmarks.shares import NONE, Shares, Variant, render_shares, shares_of, variants
 from benchmarks.systems import Around, System
@@ -310,6 +310,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     modes = parser.add_mutually_exclusive_group()
     modes.add_argument("--shares", action="store_true", help="what each of our features costs")
     modes.add_argument("--workers", metavar="1,2,4", help="what a call costs with more workers")
+    parser.add_argument("--sleep", action="store_true", help="let idle CPUs go to sleep")
     parser.add_argument("--json", type=Path, default=WORK / "result.json", help="where to write it")
     return parser.parse_args(arguments)
 
@@ -338,8 +339,9 @@ def main(arguments: Sequence[str]) -> int:
     placement = Placement.for_workers(max(numbers))
     began_at, began = dt.datetime.now(dt.UTC), time.monotonic()
     certificate = make_certificate(folder, now=began_at)
-    machine = Machine.here(placement=told_placement(placement))
     with ExitStack() as opened:
+        is_awake = not options.sleep and opened.enter_context(kept_awake())
+        machine = Machine.here(placement=told_placement(placement), is_awake=is_awake)
         bench = opened.enter_context(
             opened_bench(
                 programs,

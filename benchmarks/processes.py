@@ -7,6 +7,7 @@ has waited for them, so a tree's sum never goes back.
 import contextlib
 import os
 import signal
+import struct
 import subprocess
 import threading
 import time
@@ -16,6 +17,8 @@ from pathlib import Path
 from typing import Final
 
 PROC: Final = Path("/proc")
+LATENCY_DEVICE: Final = Path("/dev/cpu_dma_latency")
+IDLE_DRIVER: Final = Path("/sys/devices/system/cpu/cpuidle/current_driver")
 TICKS_PER_SECOND: Final = os.sysconf("SC_CLK_TCK")
 END_SECONDS_MAX: Final = 5.0
 STOP_SECONDS_MAX: Final = 30.0
@@ -178,6 +181,21 @@ def pinned(cpus: Iterable[int]) -> Iterator[None]:
         yield
     finally:
         os.sched_setaffinity(0, before)
+
+
+@contextlib.contextmanager
+def kept_awake() -> Iterator[bool]:
+    """Keep idle CPUs from going to sleep within, where that can be; yield whether they are kept.
+
+    It takes root, and a driver of the kernel's (its Documentation/power/pm_qos_interface.rst).
+    """
+    with contextlib.ExitStack() as opened:
+        is_kept = False
+        with contextlib.suppress(OSError):
+            device = opened.enter_context(LATENCY_DEVICE.open("wb", buffering=0))
+            device.write(struct.pack("i", 0))  # microseconds in which a CPU has to be back
+            is_kept = IDLE_DRIVER.read_text().strip() != "none"
+        yield is_kept
 
 
 def move(roots: Iterable[int], cpus: Iterable[int]) -> None:

@@ -54,9 +54,10 @@ class Machine:
     python: str
     load_average: tuple[float, float, float]  # when it began
     placement: str
+    is_awake: bool  # its idle CPUs don't go to sleep
 
     @classmethod
-    def here(cls, *, placement: str) -> "Machine":
+    def here(cls, *, placement: str, is_awake: bool) -> "Machine":
         """Return this machine, now."""
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         models = [line.partition(":")[2].strip() for line in lines if line[:10] == "model name"]
@@ -69,6 +70,7 @@ class Machine:
             python=f"{platform.python_version()} in {sys.base_prefix}",
             load_average=os.getloadavg(),
             placement=placement,
+            is_awake=is_awake,
         )
 
 
@@ -123,6 +125,7 @@ def header(run: Run) -> str:
     lines = [
         f"{run.started_at}, revision {run.revision}, {run.rounds} interleaved rounds, {lasted}",
         f"{box}, Linux {machine.kernel}, Python {machine.python}; {machine.placement}",
+        f"Idle CPUs {'are kept awake' if machine.is_awake else 'go to sleep'}",
         f"Load average at the start: {load}; CPU time {quiet}",
     ]
     lines += [f"{one.name} {one.version}: {one.speaks}" for one in run.systems]

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks import processes as running
 from benchmarks.processes import (
     TICKS_PER_SECOND,
     MachineTime,
@@ -118,3 +119,27 @@ def test_what_a_process_leaves_behind_is_ended_with_it(tmp_path: Path) -> None:
         ["ps", "-o", "stat=", "-p", str(left)], capture_output=True, text=True, check=False
     ).stdout.strip()
     assert state in {"", "Z"}
+
+
+@pytest.mark.parametrize(
+    ("driver", "is_kept"), [("haltpoll\n", True), ("none\n", False), (None, False)]
+)
+def test_idle_cpus_are_kept_awake_where_the_kernel_can(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, driver: str | None, is_kept: bool
+) -> None:
+    device, told = tmp_path / "latency", tmp_path / "driver"
+    monkeypatch.setattr(running, "LATENCY_DEVICE", device)
+    monkeypatch.setattr(running, "IDLE_DRIVER", told)
+    if driver is not None:
+        told.write_text(driver)
+    with running.kept_awake() as kept:
+        assert kept is is_kept
+        assert device.read_bytes() == bytes(4)
+
+
+def test_a_machine_whose_cpus_may_not_be_kept_awake_is_told_apart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(running, "LATENCY_DEVICE", tmp_path / "absent" / "latency")
+    with running.kept_awake() as kept:
+        assert not kept
