@@ -124,12 +124,6 @@ def _silent_metrics(tally: Tally) -> type[Metrics]:
         def call_finished(self, **_: object) -> None:
             tally.count += 1
 
-        def stream_opened(self) -> None:
-            pass
-
-        def stream_closed(self) -> None:
-            pass
-
     return SilentMetrics
 
 

@@ -270,6 +270,7 @@ class Worker:
             on_drain=self.drain,
             on_supervisor_gone=self._on_supervisor_gone,
         )
+        self._metrics.watch("kaixu_streams_open", lambda: self._calls.streams_open)
         self._metrics.watch("kaixu_ledger_lag_seconds", self._ledger_lag_seconds)
         self._metrics.watch("kaixu_lease_remaining_seconds", self._lease_remaining_seconds)
 

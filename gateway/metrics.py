@@ -249,7 +249,6 @@ class Metrics:
         self._vendor_errors: Counter[tuple[str, str]] = Counter()
         self._client_errors: Counter[str] = Counter()
         self._revocations = _Histogram(_REVOCATION_BOUNDS)
-        self._streams_open = 0
         self._connections_open = 0
         self._ledger_rows = 0
         self._ledger_rejected = 0
@@ -313,14 +312,6 @@ class Metrics:
         """Count a connection that ended badly; `kind` is a word of the product's."""
         self._client_errors[kind] += 1
 
-    def stream_opened(self) -> None:
-        """A call is being answered."""
-        self._streams_open += 1
-
-    def stream_closed(self) -> None:
-        """It no longer is."""
-        self._streams_open -= 1
-
     def connection_opened(self) -> None:
         """A client connected."""
         self._connections_open += 1
@@ -370,7 +361,6 @@ class Metrics:
             "kaixu_client_errors": _one_label(self._client_errors),
             "kaixu_vendor_errors": [Series(key, n) for key, n in self._vendor_errors.items()],
             "kaixu_revocation_delay_seconds": [_histogram((), self._revocations)],
-            "kaixu_streams_open": [Series((), self._streams_open)],
             "kaixu_connections_open": [Series((), self._connections_open)],
             "kaixu_ledger_rows": [Series((), self._ledger_rows)],
             "kaixu_ledger_rejected": [Series((), self._ledger_rejected)],

@@ -41,6 +41,7 @@ class Caller:
     expires_at: float
     limits: tuple[Subject, ...]
     permits: tuple[PermitLimit, ...] = ()
+    may_call: bool = field(init=False, compare=False)  # it is for making calls
     tests_vendor: str | None = field(init=False, compare=False)  # the id of the one that it tests
     has_model_list: bool = field(init=False, compare=False)  # there are some it may not use
     has_vendor_list: bool = field(init=False, compare=False)
@@ -48,6 +49,7 @@ class Caller:
     _patterns: tuple[re.Pattern[str], ...] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "may_call", CALLS_SCOPE in self.scopes)
         tested = (scope for scope in self.scopes if scope.startswith(TEST_SCOPE))
         vendor_id = next(tested, "").removeprefix(TEST_SCOPE) or None
         object.__setattr__(self, "tests_vendor", vendor_id)
@@ -69,10 +71,6 @@ class Caller:
             ("org", self.org_id),
         )
         return own if self.parent_id is None else (*own, ("token", self.parent_id))
-
-    def may_call(self) -> bool:
-        """Return whether this token is for making calls."""
-        return CALLS_SCOPE in self.scopes
 
     def may_batch(self) -> bool:
         """Return whether this token may begin batches, in which no limit and no list holds."""

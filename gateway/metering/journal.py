@@ -158,7 +158,8 @@ class Journal:
         """
         if len(row) > PAYLOAD_BYTES_MAX // 2:
             row = shortened(row, PAYLOAD_BYTES_MAX // 2)
-        row = one_line(row)
+        if row.find(b"\n") >= 0:
+            row = one_line(row)
         blocks = b'"%b"' % '","'.join(block_ids).encode() if block_ids else b""
         line = make_line(OPEN, b'{"blocks":[%b],"row":%b}' % (blocks, row))
         self._make_room_for_open()
@@ -180,7 +181,8 @@ class Journal:
         """
         if len(row) > PAYLOAD_BYTES_MAX:
             row = shortened(row, PAYLOAD_BYTES_MAX)
-        row = one_line(row)
+        if row.find(b"\n") >= 0:
+            row = one_line(row)
         admitted = self._now()
         if (opened := self._open.pop(call_id, None)) is not None:
             admitted = opened.admitted

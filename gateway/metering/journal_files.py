@@ -13,6 +13,7 @@ import contextlib
 import errno
 import fcntl
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
@@ -51,9 +52,8 @@ class Files:
         status = os.statvfs(folder)
         return status.f_bavail * status.f_frsize
 
-    def write(self, fd: int, data: bytes, offset: int) -> int:
-        """Hand bytes to the kernel; return how many it took."""
-        return os.pwrite(fd, data, offset)
+    # Hands bytes to the kernel: (descriptor, bytes, offset); returns how many it took.
+    write: Callable[[int, bytes, int], int] = staticmethod(os.pwrite)
 
     def read(self, fd: int, size: int, offset: int) -> bytes:
         """Return up to `size` bytes."""

@@ -370,18 +370,17 @@ def member_spans(
         found = _MEMBER.match(text, at)
         if found is None:  # the object is empty
             return spans
-        name, value, mark = found.groups()
-        if value is None:
-            start = found.end()
+        name, mark = found.group(1, 3)
+        start, end = found.span(2)
+        at = found.end()
+        if mark is None:
+            start = at
             following = _after_value(text, start, name=name, members=members)
-            mark, at = following[1], following.end()
-            span = start, following.start()
-        else:
-            span, at = found.span(2), found.end()
+            mark, at, end = following[1], following.end(), following.start()
         if name in wanted:
             if name in spans:
                 raise _doubtful(name, "is in the body twice")
-            spans[name] = span
+            spans[name] = start, end
         elif name in _NAMES:
             pass  # it is what it seems
         elif len(name) <= _ESCAPED_NAME_BYTES_MAX and (

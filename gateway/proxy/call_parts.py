@@ -67,9 +67,3 @@ class CallMetrics(Protocol):
 
     def vendor_error(self, vendor: str, kind: str) -> None:
         """Count a vendor that could not be connected to; no row tells of it."""
-
-    def stream_opened(self) -> None:
-        """Count an answer under way."""
-
-    def stream_closed(self) -> None:
-        """Count its end."""

@@ -177,19 +177,17 @@ class Calls:
             if self._cors_origins and self._is_preflight(exchange):
                 exchange.respond(_PREFLIGHT)
                 return
-            plan = exchange.plan
+            plan = exchange.plan or self._plan(exchange)
             if plan is None:
-                match = self._match(exchange)
-                if match is None:
-                    exchange.respond(_HEALTHY)
-                    return
-                plan = exchange.plan = plan_of(match, exchange.headers, exchange.query)
-            caller = await self._who(exchange, plan)
+                exchange.respond(_HEALTHY)
+                return
+            caller = self._known_caller(exchange, plan) or await self._who(exchange, plan)
             exchange.remember_head(plan)
             call = Call(call_id, caller, exchange, plan, started)
             self._live.register(call)
-            await self._permit(call)
-            match = self._in_format(plan.match, caller)
+            while limits := self._permit(call):
+                await self._permits.refill(limits)
+            match = plan.match if plan.match.vendor is None else self._in_format(plan.match, caller)
             if match.endpoint.is_own and caller.tests_vendor is None:
                 self._answer_models(call, match)
             else:
@@ -244,6 +242,11 @@ class Calls:
             )
         )
 
+    @property
+    def streams_open(self) -> int:
+        """How many calls are being answered."""
+        return len(self._relays)
+
     async def sweep(self) -> None:
         """Cut what is over a deadline, letting others run in between; call about once a second."""
         for number, relay in enumerate(list(self._relays), 1):
@@ -263,58 +266,66 @@ class Calls:
 
     # who
 
-    def _match(self, exchange: Exchange) -> Match | None:
-        """Return what the request asks for; None for the one question that needs no token."""
+    def _plan(self, exchange: Exchange) -> CallPlan | None:
+        """Return what the head asks for; None for the one question that needs no token."""
         if exchange.path == "/" and exchange.method in (b"HEAD", b"GET"):
             return None
-        return find(exchange.path, method=exchange.method, headers=exchange.headers)
+        match = find(exchange.path, method=exchange.method, headers=exchange.headers)
+        exchange.plan = plan_of(match, exchange.headers, exchange.query)
+        return exchange.plan
 
     def _in_format(self, match: Match, caller: Caller | None) -> Match:
         """Return what a vendor's path means there; the caller's org may have one of its own.
 
         It is read as found, and not as another vendor of this name would read it.
         """
-        if match.vendor is None:
-            return match
-        named = self._routing(caller).target(match.vendor)
+        named = None if match.vendor is None else self._routing(caller).target(match.vendor)
         return match if named is None else in_format(match, named.kind.wire.name)
 
-    async def _who(self, exchange: Exchange, plan: CallPlan) -> Caller:
-        """Return the caller; also whether this worker may admit it at all."""
+    def _known_caller(self, exchange: Exchange, plan: CallPlan) -> Caller | None:
+        """Return the caller if that takes no waiting; also whether this worker admits any."""
         if self.draining:
             raise Draining
         if not self._lease_holds():
             raise DatabaseAway
         caller = None if plan.digest is None else self._authenticator.find_cached(plan.digest)
-        if caller is None:
-            candidates = token_candidates(exchange.headers, exchange.query)
-            if candidates:
-                caller = await self._authenticator.authenticate(candidates, exchange.address)
-        if caller is None:
+        if caller is not None:
+            self._check_caller(caller, exchange)
+        return caller
+
+    async def _who(self, exchange: Exchange, plan: CallPlan) -> Caller:
+        """Return a caller that is not known yet."""
+        candidates = token_candidates(exchange.headers, exchange.query)
+        if candidates:
+            caller = await self._authenticator.authenticate(candidates, exchange.address)
+        else:
             is_resumable = self._in_format(plan.match, None).is_resumable
             digest = self._upload_tickets.open(exchange.query) if is_resumable else None
             if digest is None:
                 raise TokenMissing
             caller = await self._authenticator.authenticate_digest(digest, exchange.address)
-        if not caller.may_call():
+        self._check_caller(caller, exchange)
+        return caller
+
+    def _check_caller(self, caller: Caller, exchange: Exchange) -> None:
+        """Raise what keeps a token from being used for calls, or from this address."""
+        if not caller.may_call:
             raise ScopeNotAllowed
         if caller.has_address_list and not caller.may_call_from(self._client_address(exchange)):
             raise ClientAddressNotAllowed
-        return caller
 
-    async def _permit(self, call: Call) -> None:
-        """Let the call begin, if its windows and caps on open calls do.
+    def _permit(self, call: Call) -> tuple[PermitLimit, ...]:
+        """Let the call begin, if its windows and caps on open calls do; else return those.
 
         What is refused later stays in the windows: they are there against floods of any calls.
         """
         limits = call.caller.permits
         if self._address_window is not None:
             limits = (*limits, self._address_window.limit(call.exchange.address))
-        if not limits:
-            return
-        while not self._permits.take(limits):
-            await self._permits.refill(limits)
+        if limits and not self._permits.take(limits):
+            return limits
         call.permits = limits
+        return ()
 
     def _answer_models(self, call: Call, match: Match) -> None:
         exchange = call.exchange
@@ -381,14 +392,12 @@ class Calls:
                 retry_of=previous,
             )
             self._relays.add(relay)
-            self._metrics.stream_opened()
             try:
                 outcome = await relay.outcome
             except asyncio.CancelledError:
                 relay.on_client_gone()
                 raise
             finally:
-                self._metrics.stream_closed()
                 self._relays.discard(relay)
                 call.relay = None
             if outcome is Outcome.ANSWERED:

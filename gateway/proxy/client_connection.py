@@ -8,6 +8,7 @@ in a reset.
 """
 
 import asyncio
+from collections.abc import Callable
 from typing import Final, Protocol, cast
 
 import httptools
@@ -439,6 +440,13 @@ class ClientConnection(asyncio.Protocol):
         if self._transport is not None and not self._transport.is_closing():
             self._transport.write(data)
 
+    def writer(self) -> Callable[[bytes], None]:
+        """Return what writes by a plain call, until the exchange's sink hears of the end.
+
+        A transport that is being closed drops what is written to it.
+        """
+        return self.write if self._transport is None else self._transport.write
+
     @property
     def draining(self) -> bool:
         """Whether this connection ends with the present answer."""
@@ -468,12 +476,17 @@ class ClientConnection(asyncio.Protocol):
     def on_over(self, exchange: Exchange) -> None:
         """Whoever answered an exchange has let go of all that it held: the next one may begin."""
         self._answering = None
-        is_answered = not self._waiting or self._waiting[0] is not exchange
-        if is_answered and not self._closing and self._lingering_since is None:
+        if not self._waiting or self._closing or self._lingering_since is not None:
+            return
+        if self._waiting[0] is not exchange:  # that is answered
             self._begin_next()
 
     def _begin_next(self) -> None:
-        if self._waiting:  # in the loop's next round: requests sent ahead must not pile up calls
+        """Have the next one begun with, if there is one.
+
+        In the loop's next round: requests sent ahead must not pile up calls.
+        """
+        if self._waiting:
             self._lane.loop.call_soon(self._start_next, self._waiting[0])
 
     def _start_next(self, exchange: Exchange) -> None:

@@ -7,7 +7,7 @@ Reserved first segments match before vendor names: `/v1/…` is never a vendor's
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Final, Literal
 from urllib.parse import quote, unquote_to_bytes
@@ -76,11 +76,10 @@ class Endpoint:
     streams_by_default: bool = False
     is_own: bool = False
     group: str = ""
+    routed_by: str = field(init=False)  # the group of vendors that its paths lead to
 
-    @property
-    def routed_by(self) -> str:
-        """The group of vendors that its paths lead to."""
-        return self.group or self.wire.name
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "routed_by", self.group or self.wire.name)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -54,6 +54,10 @@ class Connection(Protocol):
     def write(self, data: bytes) -> None:
         """Write, if the client is still there."""
 
+    def writer(self) -> Callable[[bytes], None]:
+        """Return what does that by a plain call, until the sink hears that the client is gone."""
+        ...
+
     def on_answered(self, exchange: "Exchange") -> None:
         """Close, where no other request is to be answered."""
 
@@ -284,7 +288,7 @@ class Exchange:
 
         None: the client's version of HTTP takes no chunks.
         """
-        return self._connection.write if self._chunked and not self._out else None
+        return self._connection.writer() if self._chunked and not self._out else None
 
     def flush(self) -> None:
         """Write what was added."""

@@ -85,10 +85,6 @@ class Sent(msgspec.Struct, kw_only=True, eq=False):
     asked_usage: bool  # the gateway asked for the usage event
     drop_content_encoding: bool
 
-    def forget(self) -> None:
-        """Let the body go: there won't be another attempt."""
-        self.body = b""
-
     __repr__ = object.__repr__  # bodies are nobody's to read
 
 
@@ -201,7 +197,8 @@ class Preparation:
 
     async def _decided(self, ask: _Ask) -> Request:
         """Prepare a request whose body decides: fields of JSON, or of a form."""
-        endpoint, match, caller = ask.endpoint, ask.match, ask.caller
+        match, caller = ask.match, ask.caller
+        endpoint = match.endpoint
         fields = read_fields(
             ask.body,
             endpoint=endpoint,

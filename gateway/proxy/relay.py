@@ -153,8 +153,8 @@ class Relay:
         """Decide how the answer is passed on."""
         record, exchange = self._record, self._exchange
         self._last_byte = self._loop.time()
-        self._request.sent.forget()
-        exchange.release_body()  # many streams are open for long; their requests are large
+        self._request.sent.body = b""  # many streams are open for long; their requests are large
+        exchange.release_body()
         record.first_byte(status)
         self._status = status
         self._reason = reason

@@ -139,8 +139,8 @@ class UpstreamConnection(asyncio.BufferedProtocol):
         assert self._reply is None
         self._reply = reply
         self._any_byte = False
-        transport = cast("asyncio.Transport", self.transport)
-        transport.writelines((data, body) if body else (data,))
+        assert self.transport is not None
+        self.transport.writelines((data, body) if body else (data,))
 
     def pause(self) -> None:
         """Stop reading from the vendor: the client is behind."""

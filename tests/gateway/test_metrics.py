@@ -54,7 +54,7 @@ def test_a_call_is_counted_in_every_family_that_it_concerns() -> None:
     metrics, machine = Metrics(version="1.2"), MachineMetrics()
     finish(metrics)
     metrics.refused("monthly_limit")
-    metrics.stream_opened()
+    metrics.watch("kaixu_streams_open", lambda: 1)
     machine.update("0.1", sent(metrics))
     told = samples(machine)
     call = "endpoint=chat.completions,vendor=openai"

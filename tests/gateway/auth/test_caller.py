@@ -74,9 +74,9 @@ def test_a_child_may_use_what_its_parent_may_too() -> None:
 
 
 def test_only_the_scope_for_calls_lets_it_call() -> None:
-    assert make_caller().may_call()
-    assert not make_caller(scopes=frozenset({"usage:read"})).may_call()
-    assert not make_caller(scopes=frozenset()).may_call()
+    assert make_caller().may_call
+    assert not make_caller(scopes=frozenset({"usage:read"})).may_call
+    assert not make_caller(scopes=frozenset()).may_call
 
 
 def test_its_subjects_are_itself_its_parent_and_whom_it_belongs_to() -> None:

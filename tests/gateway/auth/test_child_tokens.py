@@ -101,7 +101,7 @@ def excess(child: Caller, parent: Caller) -> list[str]:
     )
     for mine, theirs, probes in checks:
         found += [f"{mine.__name__} {probe}" for probe in probes if mine(probe) > theirs(probe)]
-    if child.may_batch() > parent.may_batch() or child.may_call() > parent.may_call():
+    if child.may_batch() > parent.may_batch() or child.may_call > parent.may_call:
         found.append("may begin what its parent may not")
     if child.expires_at > parent.expires_at:
         found.append("lives longer")

@@ -214,7 +214,6 @@ class Counted:
     def __init__(self) -> None:
         self.refusals: list[str] = []
         self.vendor_errors: list[tuple[str, str]] = []
-        self.open = 0
         self.finished: list[Usage] = []
 
     def refused(self, reason: str) -> None:
@@ -222,12 +221,6 @@ class Counted:
 
     def vendor_error(self, vendor: str, kind: str) -> None:
         self.vendor_errors.append((vendor, kind))
-
-    def stream_opened(self) -> None:
-        self.open += 1
-
-    def stream_closed(self) -> None:
-        self.open -= 1
 
     def call_finished(self, *, usage: Usage, **facts: object) -> None:
         self.finished.append(usage)
@@ -442,7 +435,7 @@ async def running(made: Rig, serve: Serve) -> AsyncIterator[None]:
             while made.lane.connections:  # noqa: ASYNC110 - the last ones say nothing
                 await asyncio.sleep(0)
     assert made.defects == []
-    assert made.metrics.open == 0
+    assert made.calls.streams_open == 0
     assert made.live.count == 0
 
 

@@ -1,7 +1,7 @@
 """Events that go by all who read an answer: client, row and what is stored are the same."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import cast
 
 import msgspec
@@ -94,6 +94,9 @@ class Client:
 
     def write(self, data: bytes) -> None:
         self.read += data
+
+    def writer(self) -> Callable[[bytes], None]:
+        return self.write
 
     def on_answered(self, exchange: Exchange) -> None:
         self.read += b"<answered>"
