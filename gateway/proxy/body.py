@@ -12,6 +12,7 @@ import codecs
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
 from types import MappingProxyType
 from typing import Final
 
@@ -35,6 +36,8 @@ DECIDING: Final = frozenset(  # the members that decide
 _OF_SVG: Final = frozenset({b"model"})
 _OF_OPTIONS: Final = frozenset({b"include_usage"})
 _ESCAPED_NAME_BYTES_MAX: Final = 6 * max(map(len, DECIDING | _OF_OPTIONS))  # all as \u0000
+_KNOWN_NAMES_MAX: Final = 1_000  # of models: they are few, and come again and again
+_KNOWN_NAME_BYTES_MAX: Final = 256
 _ABSENT: Final = msgspec.Raw()
 _STREAM_VALUES: Final = (b"", b"true", b"false", b"null")  # empty: it is not there
 _USAGE_ASKED: Final = b'"include_usage":true'
@@ -132,10 +135,6 @@ class DecidingFields(msgspec.Struct, kw_only=True, eq=False):
     spans: dict[bytes, Span]
 
     __repr__ = object.__repr__  # bodies are nobody's to read
-
-    def stores(self, *, by_default: bool) -> bool:
-        """Return whether the vendor is asked to keep what it answers."""
-        return by_default if self.members.store is _ABSENT else bytes(self.members.store) == b"true"
 
 
 def check_content_type(content_type: bytes) -> None:
@@ -252,14 +251,23 @@ def _model(raw: msgspec.Raw, *, is_required: bool) -> str | None:
         if is_required:
             raise BodyInvalid("The request body has no 'model'.", param="model")
         return None
+    written = bytes(raw)
+    return (_known_name if len(written) <= _KNOWN_NAME_BYTES_MAX else _name)(written)
+
+
+def _name(written: bytes) -> str:
+    """Return a model's name from how it is written. Raises BodyInvalid."""
     try:
-        model = _decode_text(raw)
+        model = _decode_text(written)
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
         raise BodyInvalid("'model' is not a string.", param="model") from error
     problem = model_problem(model)
     if problem is not None:
         raise BodyInvalid(f"'model' {problem}.", param="model")
     return model
+
+
+_known_name: Final = lru_cache(_KNOWN_NAMES_MAX)(_name)
 
 
 def _further_models(members: Members) -> tuple[str, ...] | None:

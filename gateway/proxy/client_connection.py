@@ -202,7 +202,7 @@ class ClientConnection(asyncio.Protocol):
             self._body_bytes = length - left
             self._body_left = left
         else:
-            exchange.end_body()
+            exchange.body_whole = True
         self._answering = exchange
         self._lane.start(exchange)
         return True

@@ -200,7 +200,8 @@ def facts_of(
 def _has_to_do(use: StoredUse, fields: DecidingFields | None, *, background: bool) -> bool:
     if use.always or background or fields is None:
         return True
-    return fields.stores(by_default=use.stores_by_default)
+    said = fields.members.store
+    return use.stores_by_default if not said else bytes(said) == b"true"
 
 
 def metered_endpoint(endpoint: Endpoint, holding: Holding) -> Endpoint:
