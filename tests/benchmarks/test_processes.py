@@ -28,7 +28,7 @@ STAT = (
     "4242 (a) (b c) S 17 4242 4242 0 -1 4194560 1 2 3 4 100 20 3 4 20 0 1 0 555 6 7 8 "
     "18446744073709551615 1 1 0 0 0 0 0 0 0 0 0 0 17 1 0 0 0 0 0\n"
 )
-BURN = "import time\nwhile time.process_time() < 0.3: pass\nprint('done', flush=True)\ninput()"
+BURN = "import time\nwhile time.process_time() < 0.4: pass\nprint('done', flush=True)\ninput()"
 
 
 def test_a_process_is_read_behind_its_name_whatever_that_holds() -> None:
