@@ -76,8 +76,9 @@ class Permits:
         self._clock = clock
         self._now = now
         self._purses: dict[PermitKey, Purse] = {}
-        self._due: dict[PermitKey, Purse] = {}  # to look at: they run low, or owe an answer
-        self._idle: dict[PermitKey, Purse] = {}  # the same, but nobody waits for them
+        # By their keys, in order: a purse that goes away meanwhile is not looked at any more.
+        self._due: dict[PermitKey, None] = {}  # to look at: they run low, or owe an answer
+        self._idle: dict[PermitKey, None] = {}  # the same, but nobody waits for them
         self._wake = asyncio.Event()
         self._urgent = asyncio.Event()  # somebody waits for what is due
         self._group: asyncio.TaskGroup | None = None
@@ -113,7 +114,7 @@ class Permits:
         return True
 
     def _look_at(self, purse: Purse, *, urgent: bool = False) -> None:
-        self._due[purse.limit.key] = purse
+        self._due[purse.limit.key] = None
         self._wake.set()
         if urgent:
             self._urgent.set()
@@ -219,9 +220,8 @@ class Permits:
     def reset(self) -> None:
         """Forget what is spare: the database may have taken this worker for a dead one's."""
         for purse in self._purses.values():
-            purse.spare = 0
-            purse.untold = True
-        self._due.update(self._purses)
+            purse.forget()
+        self._due.update(dict.fromkeys(self._purses))
         self._wake.set()
 
     def limit_changed(self, subject_kind: str, subject: str) -> None:
@@ -258,7 +258,7 @@ class Permits:
                     purses = list(islice(self._purses.values(), EXCHANGE_PURSES_MAX))
                     await self._exchange(purses, needed=False)
                     for purse in purses:
-                        del self._purses[purse.limit.key]
+                        self._purses.pop(purse.limit.key, None)
 
     async def _exchange_loop(self) -> None:
         while True:
@@ -268,24 +268,24 @@ class Permits:
                     await self._urgent.wait()
             self._wake.clear()
             self._urgent.clear()
-            looked_at = list(self._due.values())
-            self._due.clear()
-            idle = list(islice(self._idle, EXCHANGE_PURSES_MAX))
-            looked_at += [self._idle.pop(key) for key in idle]
+            looked_at, self._due = self._due, {}
+            for key in list(islice(self._idle, EXCHANGE_PURSES_MAX)):
+                del self._idle[key]
+                looked_at[key] = None
             if self._idle:
                 self._wake.set()
             now = self._now()
-            due = [purse for purse in looked_at if self._is_due(purse, now)]
+            due = [key for key in looked_at if self._is_due(self._purses.get(key), now)]
             try:
                 for at in range(0, len(due), EXCHANGE_PURSES_MAX):
                     await self._exchange_unasked(due[at : at + EXCHANGE_PURSES_MAX])
             except DatabaseAway:
-                for purse in due:
-                    self._look_at(purse)
+                self._due.update(dict.fromkeys(due))
+                self._wake.set()
                 await asyncio.sleep(RETRY_SECONDS)
 
-    def _is_due(self, purse: Purse, now: float) -> bool:
-        if purse.flight is not None:
+    def _is_due(self, purse: Purse | None, now: float) -> bool:
+        if purse is None or purse.flight is not None:
             return False
         purse.renew(now)
         if purse.untold:
@@ -310,14 +310,15 @@ class Permits:
                 now = self._now()
                 for purse in purses[at : at + SWEEP_PURSES_MAX]:
                     if self._is_idle(purse, now) and self._is_due(purse, now):
-                        self._idle[purse.limit.key] = purse
+                        self._idle[purse.limit.key] = None
                 await asyncio.sleep(0)
             if self._idle:
                 self._wake.set()
 
-    async def _exchange_unasked(self, purses: Sequence[Purse]) -> None:
+    async def _exchange_unasked(self, keys: Sequence[PermitKey]) -> None:
         """Exchange for those that no call began to wait for meanwhile; drop what is empty."""
-        purses = [purse for purse in purses if purse.flight is None]
+        held = [purse for key in keys if (purse := self._purses.get(key)) is not None]
+        purses = [purse for purse in held if purse.flight is None]
         loop = asyncio.get_running_loop()
         for purse in purses:
             purse.flight = loop.create_future()  # calls wait for this exchange, and then ask
@@ -330,8 +331,9 @@ class Permits:
                 self._land(purse, error)
         now = self._now()
         for purse in purses:
-            if self._is_idle(purse, now) and not (purse.spare or purse.busy or purse.used):
-                self._purses.pop(purse.limit.key, None)
+            key, is_empty = purse.limit.key, not (purse.spare or purse.busy or purse.used)
+            if is_empty and self._is_idle(purse, now) and self._purses.get(key) is purse:
+                del self._purses[key]
 
     def _start(self, purses: Sequence[Purse]) -> None:
         """Fetch for a call that waits."""
@@ -369,7 +371,8 @@ class Permits:
             for purse in list(flying):
                 if not purse.spare:
                     grant = grants[purse.limit.key]
-                    if now < give_up_at and grant.outstanding:
+                    # What was granted by another limit than it has by now is of no use.
+                    if purse.untold or (now < give_up_at and grant.outstanding):
                         continue
                     self._refuse(purse, grant, now)
                 flying.remove(purse)
@@ -408,7 +411,7 @@ class Permits:
                 for purse, ask in asked:
                     purse.unsay(ask, now)
         for purse, ask in asked:
-            purse.answer(grants[ask.limit.key].granted)
+            purse.answer(ask, grants[ask.limit.key].granted)
         return grants
 
     def _land(self, purse: Purse, error: type[GatewayError] | None) -> None:

@@ -29,6 +29,7 @@ class Purse:
     """The permits of one limit that this worker has."""
 
     __slots__ = (
+        "asked",
         "asked_at",
         "busy",
         "earlier",
@@ -56,6 +57,7 @@ class Purse:
         self.slot_until = -math.inf
         self.earlier: list[Use] = []
         self.taken = 0  # in a window, since it last asked
+        self.asked: int | None = None  # number of the ask whose answer holds
         self.asked_at = now
         self.touched = now
         self.recalled = False
@@ -114,6 +116,7 @@ class Purse:
         else:
             pace = math.ceil(self.taken / max(PACE_SECONDS_MIN, now - self.asked_at))
         self.taken = 0
+        self.asked = number
         self.asked_at = now
         most = max(1, self.limit.calls // SPARE_SHARE)
         quiet = min(SPARE_QUIET_MAX, self.limit.calls // SPARE_QUIET_SHARE)
@@ -139,10 +142,14 @@ class Purse:
             want=0 if goes_back else max(0, target - self.spare),
         )
 
-    def answer(self, granted: int) -> None:
-        """Take what the database granted: it knows all that this holds."""
-        self.untold = False
-        self.spare += granted
+    def answer(self, ask: PermitAsk, granted: int) -> None:
+        """Take what the database granted: it knows all that this holds.
+
+        Unless what was held is forgotten since: then the database is told so, and grants anew.
+        """
+        if ask.number == self.asked:
+            self.untold = False
+            self.spare += granted
 
     def unsay(self, ask: PermitAsk, now: float) -> None:
         """Keep what was not told, or perhaps was, to tell it again."""
@@ -151,7 +158,12 @@ class Purse:
     def change(self, limit: PermitLimit) -> None:
         """Go by another limit: what was granted by the one before is not used."""
         self.limit = limit
-        self.spare = 0
-        self.untold = True
         self.slot_until = -math.inf
         self.refused_until = 0.0
+        self.forget()
+
+    def forget(self) -> None:
+        """Use nothing of what is spare, nor of what is being granted."""
+        self.spare = 0
+        self.asked = None
+        self.untold = True
