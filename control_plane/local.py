@@ -110,7 +110,7 @@ async def run_up(
 
     def stop(number: int) -> None:
         asked.append(number)
-        if len(asked) == 1:
+        if len(asked) == 1 and not up.is_ending:
             work.cancel()
         else:
             up.hurry()
@@ -153,6 +153,7 @@ class _Up:
         self._ids = IdMaker(time.time)
         self._port, self._ops_port = options.port, options.ops_port
         self._admin_port = options.admin_port
+        self.is_ending = False  # what was started is being stopped
 
     def hurry(self) -> None:
         """Wait for no stream any more."""
@@ -165,67 +166,77 @@ class _Up:
         gate_token = read_secret(self._environment, "KAIXU_GATE_TOKEN")
         drain_text = self._environment.get("KAIXU_DRAIN_TIMEOUT") or f"{DRAIN_SECONDS_DEFAULT:.0f}s"
         drain_seconds = _drain_seconds(drain_text)
-        machine = load_machine(self._data_dir)
         async with contextlib.AsyncExitStack() as opened:
-            postgres, url = self._open_database(opened)
-            async with connected(url, migrated=False) as owner:
-                await migrate(owner)
-                gateway_login = await self._gateway_login(owner, machine, url)
-                control_login = await self._login(
-                    owner, machine.control, url, setting="KAIXU_CONTROL_DATABASE_URL"
-                )
-                vault = await self._vault(owner, has_keys=any(keys.values()))
-                simulator = await self._open_simulator(owner, opened, keys)
-                await self._keep_vendors(owner, keys, simulator)
-                is_first = not await any_token_exists(owner)
-                if gate_token and not await keep_service_token(owner, gate_token, ids=self._ids):
-                    self._note("KAIXU_GATE_TOKEN was revoked, and stays so.")
-                vendors = await list_vendors(owner)
-                has_key = has_control_key(self._data_dir, self._environment)
-                knows_secrets = has_key or not await has_account(owner)
+            try:
+                await self._run(opened, keys, gate_token, drain_seconds)
+            finally:
+                self.is_ending = True
 
-            environment = {**gateway_login, **vault}
-            gateway = self._gateway(machine, environment)
-            self._processes.append(gateway)
-            opened.push_async_callback(
-                gateway.stop, seconds_max=drain_seconds + DRAIN_MARGIN_SECONDS
+    async def _run(
+        self,
+        opened: contextlib.AsyncExitStack,
+        keys: Mapping[str, str | None],
+        gate_token: str | None,
+        drain_seconds: float,
+    ) -> None:
+        machine = load_machine(self._data_dir)
+        postgres, url = self._open_database(opened)
+        async with connected(url, migrated=False) as owner:
+            await migrate(owner)
+            gateway_login = await self._gateway_login(owner, machine, url)
+            control_login = await self._login(
+                owner, machine.control, url, setting="KAIXU_CONTROL_DATABASE_URL"
             )
-            planes = [gateway]
-            if knows_secrets:
-                secrets = keep_secrets(self._data_dir, self._environment)
-                planes.append(self._control_plane(control_login, secrets))
-                self._processes.append(planes[1])
-                opened.push_async_callback(planes[1].stop, seconds_max=CONTROL_STOP_SECONDS)
-                first_owner = self._first_owner(url, secrets)
-                said, owner_made = await self._ready(planes, first_owner)
-            else:
-                self._note(
-                    "The control plane does not run here: the key of its secrets is another "
-                    "machine's. Name that in KAIXU_CONTROL_KEY_FILE, and JWT_SECRET_FILE."
-                )
-                said, owner_made = await self._ready(planes, None)
-            facts = said[0]
-            admin_url = said[1]["admin_url"] if len(said) > 1 else None
-            self._ops_port = urlsplit(facts["ops_url"]).port or self._ops_port
-            if admin_url is not None:
-                self._admin_port = urlsplit(admin_url).port or self._admin_port
-            token = await self._first_token(url) if is_first else None
-            tally = simulator.tally if simulator is not None else None
-            self._announce(
-                Ready(
-                    gateway_url=facts["gateway_url"],
-                    ops_url=facts["ops_url"],
-                    admin_url=admin_url,
-                    data_dir=str(self._data_dir),
-                    database_url=url,
-                    supervisor_pid=facts["supervisor_pid"],
-                    simulator_tally=None if tally is None else str(tally),
-                    token=token,
-                    owner=owner_made,
-                    simulated=tuple(row["name"] for row in vendors if row["is_simulator"]),
-                )
+            vault = await self._vault(owner, has_keys=any(keys.values()))
+            simulator = await self._open_simulator(owner, opened, keys)
+            await self._keep_vendors(owner, keys, simulator)
+            is_first = not await any_token_exists(owner)
+            if gate_token and not await keep_service_token(owner, gate_token, ids=self._ids):
+                self._note("KAIXU_GATE_TOKEN was revoked, and stays so.")
+            vendors = await list_vendors(owner)
+            has_key = has_control_key(self._data_dir, self._environment)
+            knows_secrets = has_key or not await has_account(owner)
+
+        environment = {**gateway_login, **vault}
+        gateway = self._gateway(machine, environment)
+        self._processes.append(gateway)
+        opened.push_async_callback(gateway.stop, seconds_max=drain_seconds + DRAIN_MARGIN_SECONDS)
+        planes = [gateway]
+        if knows_secrets:
+            secrets = keep_secrets(self._data_dir, self._environment)
+            planes.append(self._control_plane(control_login, secrets))
+            self._processes.append(planes[1])
+            opened.push_async_callback(planes[1].stop, seconds_max=CONTROL_STOP_SECONDS)
+            first_owner = self._first_owner(url, secrets)
+            said, owner_made = await self._ready(planes, first_owner)
+        else:
+            self._note(
+                "The control plane does not run here: the key of its secrets is another "
+                "machine's. Name that in KAIXU_CONTROL_KEY_FILE, and JWT_SECRET_FILE."
             )
-            await self._keep(planes, simulator, postgres, url)
+            said, owner_made = await self._ready(planes, None)
+        facts = said[0]
+        admin_url = said[1]["admin_url"] if len(said) > 1 else None
+        self._ops_port = urlsplit(facts["ops_url"]).port or self._ops_port
+        if admin_url is not None:
+            self._admin_port = urlsplit(admin_url).port or self._admin_port
+        token = await self._first_token(url) if is_first else None
+        tally = simulator.tally if simulator is not None else None
+        self._announce(
+            Ready(
+                gateway_url=facts["gateway_url"],
+                ops_url=facts["ops_url"],
+                admin_url=admin_url,
+                data_dir=str(self._data_dir),
+                database_url=url,
+                supervisor_pid=facts["supervisor_pid"],
+                simulator_tally=None if tally is None else str(tally),
+                token=token,
+                owner=owner_made,
+                simulated=tuple(row["name"] for row in vendors if row["is_simulator"]),
+            )
+        )
+        await self._keep(planes, simulator, postgres, url)
 
     async def _ready(
         self,

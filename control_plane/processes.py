@@ -119,8 +119,10 @@ class KeptProcess:
         if self._running is None:
             return
         self._running.terminate()
-        await _wait(self._running.ended, seconds=seconds_max)
-        self.kill()
+        try:
+            await _wait(self._running.ended, seconds=seconds_max)
+        finally:  # who is cancelled leaves nothing running either
+            self.kill()
         await _wait(self._running.ended, seconds=KILL_SECONDS)
 
     def kill(self) -> None:

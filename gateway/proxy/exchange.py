@@ -12,7 +12,7 @@ from gateway.limits import REQUEST_BODY_BYTES_MAX
 from gateway.proxy.body_budget import BodyBudget
 from gateway.proxy.call_plan import CallPlan
 from gateway.proxy.errand import Errand, News
-from gateway.proxy.headers import Headers
+from gateway.proxy.headers import Headers, upstream_query
 from gateway.proxy.known_heads import KnownHead, KnownHeads
 
 _LINE_END: Final = b"\r\n"
@@ -142,6 +142,9 @@ class Exchange:
     def remember_head(self, plan: CallPlan) -> None:
         """Have the next request with this head go by this plan, if it is one to be remembered."""
         if self.head_digest is None:
+            return
+        if self.query and upstream_query(self.query) != self.query:
+            self.head_digest = None  # there is a secret in it
             return
         known = KnownHead(
             method=self.method,

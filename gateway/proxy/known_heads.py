@@ -19,6 +19,7 @@ from gateway.proxy.call_plan import CallPlan
 from gateway.proxy.headers import CREDENTIALS, Headers
 
 KNOWN_BYTES_MAX: Final = 48 * 1024 * 1024  # of all heads of a worker: some 15,000 of most clients'
+HEAD_BYTES: Final = 500  # that a head takes besides its lines
 LINE_BYTES: Final = 200  # that a line takes besides its text, as name and value in a tuple
 KNOWN_HEAD_BYTES_MAX: Final = 4 * 1024  # a longer one is parsed every time
 LENGTH_DIGITS_MAX: Final = 8  # of a body that may be as large as bodies are
@@ -54,8 +55,9 @@ class KnownHead:
         self.plan = plan
         self.lines = [(n, b"" if _is_own(n) else value) for n, value in headers]
         text = sum(len(name) + len(value) for name, value in self.lines)
-        # Its plan has most of the text once more.
-        self.size = len(path) + len(query) + 2 * text + LINE_BYTES * len(self.lines)
+        # Its plan has most of the text once more, or twice.
+        text += len(path) + len(query)
+        self.size = HEAD_BYTES + 3 * text + LINE_BYTES * len(self.lines)
         # Which lines have a value of their own in each request, by number.
         self._secrets = [at for at, (name, _) in enumerate(headers) if _is_own(name)]
 

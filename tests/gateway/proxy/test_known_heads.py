@@ -244,7 +244,7 @@ async def test_the_oldest_heads_go_where_they_take_too_much() -> None:
 
 async def test_a_head_that_two_requests_bring_at_once_is_counted_once() -> None:
     desk = Desk(remembers=True)
-    desk.lane.known_heads = KnownHeads(bytes_max=2_000)
+    desk.lane.known_heads = KnownHeads(bytes_max=3_000)
     reads = [PLAIN + b"{}", head(b"X: y") + b"{}"]
     for read in reads:
         await desk.take([read])
@@ -255,6 +255,13 @@ async def test_a_head_that_two_requests_bring_at_once_is_counted_once() -> None:
     for _ in range(9):
         desk.lane.known_heads.remember(found.digest, found.known)
     assert len(desk.lane.known_heads) == 2
+
+
+async def test_a_head_with_a_secret_in_its_query_is_not_remembered() -> None:
+    desk = Desk(remembers=True)
+    for query in (b"?key=" + TOKEN.encode(), b"?alt=sse"):
+        await desk.take([PLAIN.replace(b" HTTP", query + b" HTTP") + b"{}"])
+    assert len(desk.lane.known_heads) == 1
 
 
 async def test_no_secret_of_a_head_is_remembered() -> None:
